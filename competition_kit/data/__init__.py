@@ -1,0 +1,1 @@
+"""Competition folders, folds and encoded batches: everything that happens before training."""

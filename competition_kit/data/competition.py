@@ -1,0 +1,453 @@
+"""A competition folder, read and validated: `load_competition(folder) -> Competition`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from competition_kit.data.rules import Rules, infer_rules, read_rules
+from competition_kit.data.tables import FIRST_ROW, find_table, read_table
+from competition_kit.errors import InputError, did_you_mean, examples, shown
+from competition_kit.files import hash_bytes, hash_json
+
+__all__ = ["Competition", "Rows", "encode_labels", "load_competition", "slug"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts of the training or test rows, in file order.
+
+    Attributes:
+        ids: as written in the file.
+        texts: one tuple for each row: one text, or two for sentence pairs.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Competition:
+    """A competition folder after every check has passed.
+
+    Attributes:
+        targets: [N] class numbers (single label) or [N, C] zeros and ones (multi-label).
+        groups: [N] group of each training row, or None.
+        predefined: [N] fold name of each training row (scheme `predefined`), or None.
+        sample: sample_submission as read, or None.
+        data_hash: of everything that training sees: texts, ids, labels, their meaning.
+        inferred: what was not in competition.toml, one line each.
+    """
+
+    name: str
+    folder: Path
+    rules: Rules
+    classes: tuple[str, ...]
+    train: Rows
+    targets: np.ndarray
+    groups: np.ndarray | None
+    predefined: np.ndarray | None
+    test: Rows
+    sample: pd.DataFrame | None
+    data_hash: str
+    inferred: tuple[str, ...]
+
+    @property
+    def multi_label(self) -> bool:
+        return self.rules.task == "multi_label"
+
+
+def slug(text: str) -> str:
+    """Return a name that is safe as a folder's: letters, digits, '.', '_', '-', nothing else."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "unnamed"
+
+
+def load_competition(
+    folder: Path,
+    *,
+    metric: str | None = None,
+    scheme: str | None = None,
+    folds: int | None = None,
+) -> Competition:
+    """Read `train`, `test`, `sample_submission` and `competition.toml`, and check them.
+
+    Args:
+        folder: the competition folder.
+        metric, scheme, folds: override what competition.toml says.
+
+    Raises:
+        InputError: at the first thing that is wrong, with file, row, column, value and remedy.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            "no such folder",
+            file=folder,
+            remedy="give --data a folder with train.csv in it, "
+            "or make one: python run_cv.py prepare tweets",
+        )
+    toml = folder / "competition.toml"
+    given = read_rules(toml) if toml.is_file() else {"cv": {}}
+    if metric is not None:
+        given["metric"] = metric
+    given["cv"].update({"scheme": scheme} if scheme else {})
+    given["cv"].update({"folds": folds} if folds else {})
+    paths = {stem: find_table(folder, stem) for stem in ("train", "test", "sample_submission")}
+    if paths["train"] is None:
+        raise InputError(
+            "no such file",
+            file=folder / "train.csv",
+            remedy="a competition folder needs it",
+        )
+    tables = {
+        stem: read_table(path, given.get("encoding")) if path is not None else None
+        for stem, path in paths.items()
+    }
+    train, test, sample = tables["train"], tables["test"], tables["sample_submission"]
+    assert train is not None
+    rules, inferred = infer_rules(given, folder, train, test, sample)
+    _check_rules(rules, toml)
+
+    train_path = paths["train"]
+    train_rows = _rows(train, rules, train_path)
+    classes, targets = _targets(train, rules, train_path)
+    groups = predefined = None
+    if rules.cv.group is not None:
+        groups = _column(train, rules.cv.group, train_path).to_numpy(dtype=str)
+    if rules.cv.scheme == "predefined":
+        predefined = _predefined_folds(train, rules, folder, train_path)
+    test_rows = Rows((), ())
+    if test is not None and paths["test"] is not None:
+        test_rows = _rows(test, rules, paths["test"])
+    if sample is not None and paths["sample_submission"] is not None:
+        _check_sample(sample, rules, classes, test_rows, paths["sample_submission"], train_path)
+    return Competition(
+        name=slug(folder.resolve().name),
+        folder=folder,
+        rules=rules,
+        classes=classes,
+        train=train_rows,
+        targets=targets,
+        groups=groups,
+        predefined=predefined,
+        test=test_rows,
+        sample=sample,
+        data_hash=_data_hash(rules, classes, train_rows, targets, test_rows),
+        inferred=tuple(inferred),
+    )
+
+
+def _check_rules(rules: Rules, toml: Path) -> None:
+    def wrong(problem: str, remedy: str) -> InputError:
+        return InputError(problem, file=toml, remedy=remedy)
+
+    if rules.cv.folds < 2:
+        raise wrong(f"{rules.cv.folds} folds", "cross-validation needs 2 or more")
+    if len(rules.text) > 2:
+        raise wrong(f"{len(rules.text)} text columns", "give one, or two for sentence pairs")
+    if rules.task == "single_label":
+        if len(rules.label) > 1:
+            raise wrong(
+                f"a single-label task with {len(rules.label)} label columns",
+                'give one column, or say task = "multi_label"',
+            )
+        if rules.label_separator is not None:
+            raise wrong("label_separator in a single-label task", 'say task = "multi_label"')
+        if rules.cv.scheme == "multilabel":
+            raise wrong("scheme 'multilabel' for a single-label task", 'use "stratified"')
+    else:
+        if len(rules.label) == 1 and rules.label_separator is None:
+            raise wrong(
+                "multi-label in one column without label_separator",
+                'give label_separator = " " (or what stands between two labels)',
+            )
+        if rules.cv.scheme in ("stratified", "stratified_group"):
+            raise wrong(
+                f"scheme {rules.cv.scheme!r} cannot stratify several labels",
+                'use "multilabel"',
+            )
+        if rules.submission == "probabilities":
+            raise wrong(
+                "submission 'probabilities' is for single-label tasks",
+                'use "probability"',
+            )
+    if rules.cv.scheme in ("group", "stratified_group") and rules.cv.group is None:
+        raise wrong(f"scheme {rules.cv.scheme!r} without a group column", 'give group = "..."')
+    if rules.cv.scheme == "predefined" and rules.cv.fold is None:
+        raise wrong(
+            "scheme 'predefined' without folds",
+            "give fold = a column, or a file id,fold",
+        )
+
+
+def _column(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
+    if name not in table.columns:
+        names = [str(column) for column in table.columns]
+        raise InputError(
+            f"no column {name!r}{did_you_mean(name, names)}",
+            file=path,
+            remedy="correct the header, or the column's name in competition.toml",
+        )
+    return table[name]
+
+
+def _rows(table: pd.DataFrame, rules: Rules, path: Path) -> Rows:
+    ids = _unique_ids(table, rules.id, path)
+    texts = []
+    for column in rules.text:
+        values = _column(table, column, path)
+        for index, value in enumerate(values):
+            if not value.strip():
+                raise InputError(
+                    f"the text is empty ({shown(value)})",
+                    file=path,
+                    row=index + FIRST_ROW,
+                    column=column,
+                    remedy="fill it with a placeholder such as [EMPTY], or drop the row "
+                    "(test rows must stay)",
+                )
+        texts.append(values.tolist())
+    if not ids:
+        raise InputError("has no rows below its header", file=path, remedy="add some")
+    return Rows(tuple(ids), tuple(zip(*texts, strict=True)))
+
+
+def _unique_ids(table: pd.DataFrame, column: str, path: Path) -> list[str]:
+    ids = _column(table, column, path).tolist()
+    seen: dict[str, int] = {}
+    for index, value in enumerate(ids):
+        row = index + FIRST_ROW
+        if not value.strip():
+            raise InputError("the id is empty", file=path, row=row, column=column, remedy="fill it")
+        if value in seen:
+            raise InputError(
+                f"id {shown(value)} was already used in row {seen[value]}",
+                file=path,
+                row=row,
+                column=column,
+                remedy="ids must be unique: drop or rename one of the two",
+            )
+        seen[value] = row
+    return ids
+
+
+def _targets(table: pd.DataFrame, rules: Rules, path: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the classes, and [N] class numbers or [N, C] zeros and ones."""
+    columns = [_column(table, column, path).tolist() for column in rules.label]
+    for name, values in zip(rules.label, columns, strict=True):
+        for index, value in enumerate(values):
+            if value.strip().casefold() in ("", "nan"):
+                raise InputError(
+                    f"the label is missing ({shown(value)})",
+                    file=path,
+                    row=index + FIRST_ROW,
+                    column=name,
+                    remedy="label the row or drop it"
+                    + (
+                        f"; a row without labels is written {shown(rules.empty_label)}"
+                        if rules.empty_label
+                        else ""
+                    ),
+                )
+    if len(rules.label) > 1:
+        classes = rules.classes or rules.label
+        if set(classes) != set(rules.label):
+            raise InputError(
+                "classes and label columns differ",
+                file=path.parent / "competition.toml",
+                remedy="drop the key 'classes': the columns are the classes",
+            )
+    else:
+        parts = {part for value in columns[0] for part in _split(value, rules)}
+        classes = rules.classes or tuple(sorted(parts, key=_class_order))
+        if len(classes) < 2:
+            raise InputError(
+                f"the only label is {examples(classes)}",
+                file=path,
+                column=rules.label[0],
+                remedy="there must be two classes or more",
+            )
+    return classes, _encode(columns, rules, classes, path)
+
+
+def _encode(
+    columns: list[list[str]], rules: Rules, classes: tuple[str, ...], path: Path
+) -> np.ndarray:
+    """Return labels as numbers; the same for train, solution files and label submissions."""
+    if len(rules.label) > 1:
+        for name, values in zip(rules.label, columns, strict=True):
+            for index, value in enumerate(values):
+                if value.strip() not in ("0", "1"):
+                    raise InputError(
+                        f"{shown(value)} in a multi-label column",
+                        file=path,
+                        row=index + FIRST_ROW,
+                        column=name,
+                        remedy="write 0 or 1",
+                    )
+        order = [rules.label.index(name) for name in classes]
+        stacked = np.array([[value.strip() == "1" for value in columns[i]] for i in order])
+        return stacked.T.astype(np.int64)
+    numbers = {name: number for number, name in enumerate(classes)}
+    encoded = np.zeros((len(columns[0]), len(classes)), dtype=np.int64)
+    for index, value in enumerate(columns[0]):
+        for part in _split(value, rules):
+            if part not in numbers:
+                raise InputError(
+                    f"unknown label {shown(part)}",
+                    file=path,
+                    row=index + FIRST_ROW,
+                    column=rules.label[0],
+                    remedy=f"the classes are {examples(classes, 6)}",
+                )
+            encoded[index, numbers[part]] = 1
+    return encoded if rules.task == "multi_label" else encoded.argmax(axis=1)
+
+
+def encode_labels(table: pd.DataFrame, competition: Competition, path: Path) -> np.ndarray:
+    """Return the label columns of another table (a solution, a submission) as numbers.
+
+    Returns:
+        [N] class numbers, or [N, C] zeros and ones, as in `Competition.targets`.
+
+    Raises:
+        InputError: if a column is missing or a label is not one of the classes.
+    """
+    rules = competition.rules
+    columns = [_column(table, column, path).tolist() for column in rules.label]
+    return _encode(columns, rules, competition.classes, path)
+
+
+def _split(value: str, rules: Rules) -> list[str]:
+    """Return the labels that one cell of the label column holds."""
+    if rules.label_separator is None:
+        return [value.strip()]
+    if rules.empty_label is not None and value.strip() == rules.empty_label:
+        return []
+    return [part.strip() for part in value.split(rules.label_separator) if part.strip()]
+
+
+def _class_order(name: str) -> tuple[int, float, str]:
+    """Sort numbers by value and before words: 2 before 10."""
+    try:
+        return (0, float(name), name)
+    except ValueError:
+        return (1, 0.0, name)
+
+
+def _predefined_folds(
+    train: pd.DataFrame, rules: Rules, folder: Path, train_path: Path
+) -> np.ndarray:
+    fold = rules.cv.fold
+    assert fold is not None
+    if fold in train.columns:
+        return train[fold].to_numpy(dtype=str)
+    path = folder / fold
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"cv.fold is {fold!r}, neither a column of {train_path.name} nor a file in the folder",
+            file=folder / "competition.toml",
+            remedy="correct it",
+        )
+    table = read_table(path)
+    ids = _unique_ids(table, rules.id, path)
+    folds = dict(zip(ids, _column(table, "fold", path).tolist(), strict=True))
+    wanted = train[rules.id].tolist()
+    missing = [value for value in wanted if value not in folds]
+    if missing:
+        raise InputError(
+            f"{len(missing)} training ids have no fold: {examples(missing)}",
+            file=path,
+            remedy="add them",
+        )
+    return np.array([folds[value] for value in wanted], dtype=str)
+
+
+def _check_sample(
+    sample: pd.DataFrame,
+    rules: Rules,
+    classes: tuple[str, ...],
+    test: Rows,
+    path: Path,
+    train_path: Path,
+) -> None:
+    ids = _unique_ids(sample, rules.id, path)
+    if not len(test):
+        raise InputError(
+            "there is a sample submission but no test file",
+            file=path,
+            remedy="add test.csv, or remove the sample",
+        )
+    lacking, surplus = set(test.ids) - set(ids), set(ids) - set(test.ids)
+    if lacking or surplus:
+        parts = []
+        if lacking:
+            parts.append(f"{len(lacking)} ids of test are not in it: {examples(sorted(lacking))}")
+        if surplus:
+            parts.append(f"{len(surplus)} of its ids are not in test: {examples(sorted(surplus))}")
+        raise InputError(
+            " and ".join(parts),
+            file=path,
+            remedy="both files must come from the same download",
+        )
+    columns = [str(name) for name in sample.columns if name != rules.id]
+    expected: tuple[str, ...]
+    if rules.submission == "probabilities":
+        expected = classes
+    elif len(rules.label) > 1:
+        expected = rules.label
+    elif len(columns) == 1:
+        expected = (columns[0],)  # its name is the competition's choice
+    else:
+        expected = rules.label
+    if sorted(columns) != sorted(expected):
+        raise InputError(
+            f"columns {examples(columns, 6)} where a {rules.submission} submission has "
+            f"{examples(expected, 6)}",
+            file=path,
+            remedy="correct 'submission', 'label' or 'classes' in competition.toml",
+        )
+    if rules.submission == "label" and len(rules.label) == 1:
+        known = set(classes)
+        for index, value in enumerate(sample[columns[0]]):
+            for part in _split(value, rules):
+                if part not in known:
+                    raise InputError(
+                        f"label {shown(part)} does not occur in {train_path.name}",
+                        file=path,
+                        row=index + FIRST_ROW,
+                        column=columns[0],
+                        remedy=f"the labels there are {examples(classes, 6)}; if the sample holds "
+                        'numbers to be replaced by probabilities, say submission = "probability"',
+                    )
+    if rules.submission == "probability" and rules.task == "single_label":
+        if len(classes) != 2:
+            raise InputError(
+                f"one probability for {len(classes)} classes",
+                file=path,
+                remedy='say submission = "probabilities" or "label" in competition.toml',
+            )
+        if rules.positive is not None and rules.positive not in classes:
+            raise InputError(
+                f"positive = {shown(rules.positive)} is no class",
+                file=path.parent / "competition.toml",
+                remedy=f"the classes are {examples(classes)}",
+            )
+
+
+def _data_hash(
+    rules: Rules, classes: tuple[str, ...], train: Rows, targets: np.ndarray, test: Rows
+) -> str:
+    """Hash what training sees. The metric and the submission's form are not part of it."""
+    return hash_bytes(
+        hash_json([rules.task, classes]).encode(),
+        hash_json([train.ids, train.texts]).encode(),
+        np.ascontiguousarray(targets).tobytes(),
+        hash_json([test.ids, test.texts]).encode(),
+    )

@@ -1,0 +1,135 @@
+"""Read a CSV or TSV file as text: no value is guessed, converted or taken as missing."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from pathlib import Path
+
+import pandas as pd
+
+from competition_kit.errors import InputError, examples, shown
+
+__all__ = ["decode", "find_table", "read_table"]
+
+FIRST_ROW = 2  # a spreadsheet shows the first data row as row 2, the header being row 1
+
+
+def find_table(folder: Path, stem: str) -> Path | None:
+    """Return `folder/stem.csv` or `.tsv`, or None.
+
+    Raises:
+        InputError: if both are there.
+    """
+    found = [path for end in (".csv", ".tsv") if (path := folder / f"{stem}{end}").is_file()]
+    if len(found) > 1:
+        raise InputError(
+            f"{stem}.csv and {stem}.tsv are both there",
+            file=folder,
+            remedy="keep one of them",
+        )
+    return found[0] if found else None
+
+
+def decode(raw: bytes, path: Path, encoding: str | None = None) -> str:
+    """Decode a table's bytes: as told, else by BOM, else UTF-8, else GB18030 if it looks Chinese.
+
+    Raises:
+        InputError: if the bytes are not in that encoding (names the row and the byte).
+    """
+    if encoding is None and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        codec = codecs.lookup(encoding or "utf-8").name
+    except LookupError:
+        raise InputError(
+            f"unknown encoding {encoding!r}",
+            file=path,
+            remedy='use for instance "gb18030"',
+        ) from None
+    try:
+        return raw.decode("utf-8-sig" if codec == "utf-8" else codec)
+    except UnicodeDecodeError as error:
+        if encoding is None and (text := _as_chinese(raw)) is not None:
+            return text
+        row = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"byte 0x{raw[error.start]:02x} is not {codec}",
+            file=path,
+            row=row,
+            remedy="save the file as UTF-8, or name its encoding in competition.toml, "
+            'for instance encoding = "gb18030" or "cp1252"',
+        ) from None
+
+
+def _as_chinese(raw: bytes) -> str | None:
+    """Decode as GB18030 if nine in ten of the non-ASCII characters are everyday Chinese (GB2312).
+
+    Western 8-bit text often decodes as GB18030 too, but into rare characters outside GB2312.
+    """
+    try:
+        text = raw.decode("gb18030")
+    except UnicodeDecodeError:
+        return None
+    foreign = [char for char in text if ord(char) > 127]
+    everyday = sum(_in_gb2312(char) for char in foreign)
+    return text if foreign and everyday >= 0.9 * len(foreign) else None
+
+
+def _in_gb2312(char: str) -> bool:
+    try:
+        char.encode("gb2312")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_table(path: Path, encoding: str | None = None) -> pd.DataFrame:
+    """Read a CSV (or, by its ending, TSV) file with a header line; every value is a `str`.
+
+    Raises:
+        InputError: if the file is missing or empty, does not parse, or its header repeats a name.
+    """
+    if not path.is_file():
+        raise InputError("no such file", file=path, remedy="check the folder's name")
+    text = decode(path.read_bytes(), path, encoding)
+    csv.field_size_limit(2**31 - 1)  # long texts are texts
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter="\t" if path.suffix == ".tsv" else ",",
+        strict=True,
+    )
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            if not row:  # a blank line, usually the last one
+                continue
+            if rows and len(row) != len(rows[0]):
+                raise InputError(
+                    f"{len(row)} values where the header has {len(rows[0])} columns, "
+                    f"starting with {shown(row[0])}",
+                    file=path,
+                    row=len(rows) + 1,
+                    remedy="quote values that hold the separator, a quote or a line break",
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise InputError(
+            f"does not parse as {path.suffix[1:].upper()} ({error})",
+            file=path,
+            row=len(rows) + 1,
+            remedy='look for a quote that is never closed (a quote inside a value is written "")',
+        ) from None
+    if not rows:
+        raise InputError("is empty", file=path, remedy="it needs at least a header line")
+    header = [name.strip() for name in rows[0]]
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise InputError(
+            f"the header repeats {examples(repeated)}",
+            file=path,
+            row=1,
+            remedy="rename one",
+        )
+    return pd.DataFrame(rows[1:], columns=pd.Index(header), dtype=object)

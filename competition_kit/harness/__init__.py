@@ -1,0 +1,1 @@
+"""Cells (arm x seed x fold), their files, and the engines that compute them."""

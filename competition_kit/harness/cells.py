@@ -1,0 +1,165 @@
+"""A cell: one arm, one seed, one fold. What identifies it, what it returns, the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from competition_kit import __version__
+from competition_kit.errors import InputError
+from competition_kit.files import atomic_write, hash_json, read_json, write_json
+
+__all__ = [
+    "Arm",
+    "Cell",
+    "CellJob",
+    "CellResult",
+    "discard_cell",
+    "load_cell",
+    "save_cell",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """Everything that decides a cell's numbers besides seed and fold; what an arm's hash is of.
+
+    Attributes:
+        model, model_hash: the encoder's name and content.
+        strategy: spec string with every hyper-parameter.
+        training: a `Recipe` as a dict.
+        data_hash, fold_hash: so that cells of other data or folds never mix in.
+    """
+
+    model: str
+    model_hash: str
+    strategy: str
+    pooling: str
+    dropout: float
+    max_length: int
+    training: dict[str, Any]
+    data_hash: str
+    fold_hash: str
+    version: str = __version__
+
+    @property
+    def hash(self) -> str:
+        return hash_json(asdict(self))
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training: a seed and a fold of an arm."""
+
+    seed: int
+    fold: int
+
+    @property
+    def name(self) -> str:
+        return f"seed{self.seed}-fold{self.fold}"
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """All that a worker needs to compute a cell, small enough to send.
+
+    Attributes:
+        encoded: file with the tokens of the training rows, then those of the test rows.
+        labels: [N] or [N, C] targets of the training rows.
+        fold_of: [N] fold of each training row.
+        model_folder: the encoder on this disk.
+        device: where to train ("cpu", "cuda:0").
+        save_model: where to leave the trained weights, or None.
+    """
+
+    cell: Cell
+    arm: Arm
+    task: Literal["single_label", "multi_label"]
+    classes: int
+    encoded: Path
+    labels: np.ndarray
+    fold_of: np.ndarray
+    model_folder: Path
+    device: str
+    save_model: Path | None = None
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell returns: small arrays and numbers.
+
+    Attributes:
+        valid_rows: [n] numbers of the scored training rows.
+        valid_logits: [n, C]; test_logits: [M, C], float32.
+        log: the training log, one dict a line.
+        passes: forwards, backwards, input_backwards per micro-batch.
+        peak_memory_mb: of the GPU's allocator, or of the process on the CPU.
+    """
+
+    valid_rows: np.ndarray
+    valid_logits: np.ndarray
+    test_logits: np.ndarray
+    log: list[dict[str, float]]
+    passes: dict[str, float]
+    shift_norm: float
+    optimizer_steps: int
+    skipped_steps: int
+    fit_seconds: float
+    predict_seconds: float
+    peak_memory_mb: float
+    device: str
+    threads: int
+
+
+def save_cell(folder: Path, arm: Arm, cell: Cell, result: CellResult) -> None:
+    """Write a cell's files; metrics.json is the last one and marks the cell as done."""
+    with atomic_write(folder / "predictions.npz", "wb") as file:
+        np.savez_compressed(
+            file,
+            valid_rows=result.valid_rows,
+            valid_logits=result.valid_logits,
+            test_logits=result.test_logits,
+        )
+    with atomic_write(folder / "log.jsonl") as file:
+        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in result.log)
+    numbers = asdict(result)
+    for name in ("valid_rows", "valid_logits", "test_logits", "log"):
+        del numbers[name]
+    write_json(folder / "metrics.json", {"arm": arm.hash, **asdict(cell), **numbers})
+
+
+def load_cell(folder: Path, arm: Arm, cell: Cell) -> CellResult | None:
+    """Read a finished cell; None where it is not done, or belongs to other settings."""
+    marker = folder / "metrics.json"
+    if not marker.is_file():
+        return None
+    numbers = read_json(marker)
+    if [numbers.pop("arm"), numbers.pop("seed"), numbers.pop("fold")] != [
+        arm.hash,
+        cell.seed,
+        cell.fold,
+    ]:
+        return None
+    try:
+        with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
+            predictions = {name: arrays[name] for name in arrays.files}
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        return CellResult(**predictions, log=[json.loads(line) for line in lines], **numbers)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"the cell is marked as done but cannot be read ({error})",
+            file=folder,
+            remedy="remove the folder and run the same command again",
+        ) from error
+
+
+def discard_cell(folder: Path) -> None:
+    """Remove a cell's files, the done-marker first."""
+    (folder / "metrics.json").unlink(missing_ok=True)
+    if folder.is_dir():
+        shutil.rmtree(folder)

@@ -1,0 +1,168 @@
+"""Cells on this machine: one after the other here, or in a pool of worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import wait as wait_for_process
+from typing import Any
+
+from competition_kit.errors import KitError
+from competition_kit.harness.cells import Cell, CellJob, CellResult
+
+__all__ = ["Placement", "compute", "place"]
+
+Progress = Callable[[Cell, int], None]
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where cells run.
+
+    Attributes:
+        workers: processes at a time; 1 means this process.
+        threads: of each worker, on the CPU. Part of what decides a cell's last digits.
+        devices: given out in turn.
+    """
+
+    workers: int
+    threads: int
+    devices: tuple[str, ...]
+
+
+def place(cells: int, device: str | None, workers: int | None) -> Placement:
+    """Choose devices and workers: GPUs where there are any, else one process for each core.
+
+    One process per core with one thread each does more cells an hour than one process with all.
+    The number of cells is that of the whole plan, so that resuming changes no thread count.
+    """
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        devices = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+    else:
+        devices = (device,)
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    if workers is None:
+        workers = min(cells, cores if devices == ("cpu",) else len(devices))
+    return Placement(workers, max(1, cores // workers), devices)
+
+
+def compute(
+    jobs: list[CellJob], placement: Placement, on_step: Progress
+) -> Iterator[tuple[Cell, CellResult]]:
+    """Yield each cell's result as soon as it is there.
+
+    Args:
+        on_step: called with a cell and its optimizer steps so far.
+
+    Raises:
+        KitError: what a cell raised, after the cells that were already running have been yielded.
+    """
+    if placement.workers == 1:
+        yield from _here(jobs, placement, on_step)
+    else:
+        yield from _pool(jobs, placement, on_step)
+
+
+def _here(
+    jobs: list[CellJob], placement: Placement, on_step: Progress
+) -> Iterator[tuple[Cell, CellResult]]:
+    import torch
+
+    from competition_kit.harness.train_cell import train_cell
+
+    torch.set_num_threads(placement.threads)
+    for number, job in enumerate(jobs):
+        job = replace(job, device=placement.devices[number % len(placement.devices)])
+        yield job.cell, train_cell(job, partial(on_step, job.cell))
+
+
+def _pool(
+    jobs: list[CellJob], placement: Placement, on_step: Progress
+) -> Iterator[tuple[Cell, CellResult]]:
+    context = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state would hang
+    steps: Any = context.Queue()
+    free: Any = context.Queue()
+    for number in range(placement.workers):
+        free.put(placement.devices[number % len(placement.devices)])
+    pool = ProcessPoolExecutor(
+        placement.workers, context, _start_worker, (placement.threads, steps, free)
+    )
+    waiting: dict[Future[CellResult], Cell] = {}
+    failure: BaseException | None = None
+    try:
+        waiting = {pool.submit(_work, job): job.cell for job in jobs}
+        while waiting:
+            done, _ = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    on_step(*steps.get_nowait())
+            for future in done:
+                cell = waiting.pop(future)
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is None:
+                    yield cell, future.result()
+                elif failure is None:
+                    failure = error
+                    for other in waiting:
+                        other.cancel()  # those that run already go on and are yielded
+    finally:
+        pool.shutdown(wait=failure is not None, cancel_futures=True)
+        if waiting:  # left early: an exception here, or Ctrl-C
+            for process in multiprocessing.active_children():
+                process.terminate()
+    if isinstance(failure, BrokenProcessPool):
+        raise KitError(
+            "a worker process died (was it out of memory?): finished cells are kept; run the same "
+            "command again, with --workers 1 or a smaller --batch-size if it happens again"
+        ) from failure
+    if failure is not None:
+        raise failure
+
+
+# -- in the worker ------------------------------------------------------------------------------
+
+_steps: Any = None
+_device = "cpu"
+
+
+def _start_worker(threads: int, steps: Any, free: Any) -> None:
+    """Set a worker up: its device, its threads, and its end when the driver is gone."""
+    global _steps, _device
+    _steps, _device = steps, free.get()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_process([parent.sentinel])
+        os._exit(1)  # the driver was killed: nobody waits for this cell, and it holds memory
+
+
+def _work(job: CellJob) -> CellResult:
+    from competition_kit.harness.train_cell import train_cell
+
+    job = replace(job, device=_device)
+    return train_cell(job, lambda step: _steps.put((job.cell, step)))

@@ -1,0 +1,82 @@
+"""A run folder on disk: one arm of one competition, one writer at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from competition_kit.errors import InputError
+from competition_kit.files import atomic_write
+from competition_kit.harness.cells import Cell
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """Paths inside `runs/<competition>/<arm>/`.
+
+    Args:
+        path: the arm's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.folds = path / "folds.csv"
+        self.oof = path / "oof.csv"
+        self.test_predictions = path / "test_predictions.csv"
+        self.metrics = path / "metrics.json"
+        self.submission = path / "submission.csv"
+        self.report = path / "report.html"
+        self.held_out = path / "held_out.json"
+
+    def cell(self, cell: Cell) -> Path:
+        """Return the folder of a cell."""
+        return self.path / "cells" / cell.name
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock; the operating system lets go of it when this process ends.
+
+        Raises:
+            InputError: if another live process holds it; says which.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot be made ({error.strerror})",
+                file=self.path,
+                remedy="choose another folder with --out",
+            ) from error
+        holder = self.path / ".lock.json"
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"another process is writing here ({_read_holder(holder)})",
+                file=self.path,
+                remedy="wait for it, stop it, or use another --out",
+            ) from None
+        try:
+            with atomic_write(holder) as file:
+                json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError):
+        return "it has just started"

@@ -1,0 +1,103 @@
+"""Compute one cell: a pure function of its job, run in this process or in a worker."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from competition_kit.data.encoding import Encoded
+from competition_kit.harness.cells import CellJob, CellResult
+from competition_kit.specs import parse_spec
+from competition_kit.strategies import STRATEGIES
+from competition_kit.training.fit import fit_fold, predict
+from competition_kit.training.model import build_classifier
+from competition_kit.training.objectives import OBJECTIVES
+from competition_kit.training.recipe import Recipe
+from competition_kit.training.seeds import FoldSeeds
+
+__all__ = ["train_cell"]
+
+
+def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None) -> CellResult:
+    """Train on the rows outside the fold, predict the fold's rows and the test rows.
+
+    Raises:
+        TrainingError: if training went wrong.
+        InputError: if the encoder does not load.
+    """
+    device = torch.device(job.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    arm, seeds = job.arm, FoldSeeds(job.cell.seed, job.cell.fold)
+    recipe = Recipe(**arm.training)
+    encoded = Encoded.load(job.encoded)
+    train_rows = np.flatnonzero(job.fold_of != job.cell.fold)
+    valid_rows = np.flatnonzero(job.fold_of == job.cell.fold)
+    test_rows = np.arange(len(job.fold_of), len(encoded))
+
+    torch.manual_seed(seeds.derive("load"))  # whatever a model class draws while it is built
+    model = build_classifier(
+        job.model_folder,
+        job.classes,
+        pooling=arm.pooling,  # type: ignore[arg-type]
+        dropout=arm.dropout,
+        generator=seeds.head(),
+    ).to(device)
+
+    start = time.perf_counter()
+    log = fit_fold(
+        model,
+        encoded,
+        job.labels,
+        train_rows,
+        strategy=parse_spec(arm.strategy, STRATEGIES),
+        objective=OBJECTIVES[job.task](),
+        recipe=recipe,
+        seeds=seeds,
+        on_step=on_step,
+    )
+    fitted = time.perf_counter()
+    logits = predict(
+        model,
+        encoded,
+        np.concatenate([valid_rows, test_rows]),
+        precision=recipe.precision,
+    )
+    predicted = time.perf_counter()
+    if job.save_model is not None:
+        model.save(job.save_model)
+    return CellResult(
+        valid_rows=valid_rows,
+        valid_logits=logits[: len(valid_rows)],
+        test_logits=logits[len(valid_rows) :],
+        log=[asdict(line) for line in log.lines],
+        passes={
+            "forwards": log.forwards,
+            "backwards": log.backwards,
+            "input_backwards": log.input_backwards,
+        },
+        shift_norm=log.shift_norm,
+        optimizer_steps=log.steps,
+        skipped_steps=log.skipped,
+        fit_seconds=fitted - start,
+        predict_seconds=predicted - fitted,
+        peak_memory_mb=_peak_memory_mb(device),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        threads=torch.get_num_threads(),
+    )
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return 0.0  # Windows does not say
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

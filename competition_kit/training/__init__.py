@@ -1,0 +1,1 @@
+"""Training of one fold: model, objective, strategy steps and the loop. Needs torch."""

@@ -1,0 +1,179 @@
+"""A Hugging Face encoder with the kit's own classification head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from competition_kit.errors import InputError
+from competition_kit.files import atomic_write
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "POOLINGS",
+    "Classifier",
+    "build_classifier",
+    "load_tokenizer",
+    "parameter_groups",
+]
+
+Pooling = Literal["cls", "mean", "max", "attention"]
+POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "max", "attention")
+HEAD_STD = 0.02  # BERT's initializer_range
+
+
+class Classifier(nn.Module):
+    """Encoder, pooling over tokens, dropout, one linear layer.
+
+    Args:
+        encoder: returns `last_hidden_state` [B, T, D].
+        classes: number of logits C.
+        pooling: how [B, T, D] becomes [B, D]; padding never takes part.
+        dropout: on the pooled vector.
+        generator: initialises the head, so that it depends on nothing else.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        classes: int,
+        *,
+        pooling: Pooling = "mean",
+        dropout: float = 0.1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        width: int = encoder.config.hidden_size  # type: ignore[union-attr, assignment]
+        self.encoder = encoder
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, classes)
+        self.attention = nn.Linear(width, 1) if pooling == "attention" else None
+        for layer in (self.head, self.attention):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=HEAD_STD, generator=generator)
+                nn.init.zeros_(layer.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embedding, whatever the encoder calls it."""
+        return self.encoder.get_input_embeddings()  # type: ignore[operator]
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Return logits [B, C] for token ids [B, T]."""
+        segments = {} if type_ids is None else {"token_type_ids": type_ids}
+        hidden = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, **segments
+        ).last_hidden_state  # [B, T, D]
+        return self.head(self.dropout(self._pooled(hidden, attention_mask)))
+
+    def _pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return [B, D] from hidden states [B, T, D]."""
+        mask = attention_mask.unsqueeze(-1)  # [B, T, 1]
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "mean":
+            return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+        lowest = torch.finfo(hidden.dtype).min
+        if self.pooling == "max":
+            return hidden.masked_fill(mask == 0, lowest).amax(dim=1)
+        assert self.attention is not None
+        scores = self.attention(hidden)
+        scores = scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min)
+        return (scores.softmax(dim=1) * hidden).sum(dim=1)
+
+    def save(self, path: Path) -> None:
+        """Write all weights to a safetensors file, atomically."""
+        with atomic_write(path, "wb") as file:
+            file.write(
+                save({name: value.contiguous() for name, value in self.state_dict().items()})
+            )
+
+    def restore(self, path: Path) -> None:
+        """Read weights that `save` wrote."""
+        self.load_state_dict(load(path.read_bytes()))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local model folder (see `model_source` for where it comes from)."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"the tokenizer does not load ({error})",
+            file=folder,
+            remedy="save it beside the model: tokenizer.save_pretrained(folder)",
+        ) from error
+    return tokenizer
+
+
+def build_classifier(
+    folder: Path,
+    classes: int,
+    *,
+    pooling: Pooling = "mean",
+    dropout: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> Classifier:
+    """Load an encoder from a local folder (safetensors, fp32) and put a new head on it.
+
+    Raises:
+        InputError: if the folder holds no encoder that transformers knows, or lacks weights.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # it would tear the kit's own bars
+    transformers_logging.set_verbosity_error()  # what it warns of is checked below
+    try:
+        encoder, report = AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"the encoder does not load ({error})",
+            file=folder,
+            remedy="check config.json and model.safetensors",
+        ) from error
+    _drop_pooler(encoder)
+    missing = sorted(set(report["missing_keys"]) & set(encoder.state_dict()))
+    if missing:
+        raise InputError(
+            f"{len(missing)} weights are not in the checkpoint, for instance {missing[0]}",
+            file=folder,
+            remedy="an encoder with random weights is not what you want: check the checkpoint",
+        )
+    return Classifier(encoder, classes, pooling=pooling, dropout=dropout, generator=generator)
+
+
+def _drop_pooler(encoder: Any) -> None:
+    """Remove BERT's own pooling layer, which the kit's head replaces (it would train to nothing)."""
+    if isinstance(getattr(encoder, "pooler", None), nn.Module):
+        encoder.pooler = None
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return optimizer groups: matrices decay, vectors (biases, LayerNorm) do not.
+
+    Decided by shape, not by name, so that it holds for every encoder.
+    """
+    trainable: Iterable[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
