@@ -19,7 +19,7 @@ from competition_kit.errors import InputError, KitError
 from competition_kit.model_source import DEFAULT_MODEL, find_model
 from competition_kit.specs import format_spec, parse_spec
 from competition_kit.strategies import STRATEGIES
-from competition_kit.training.recipe import Recipe, default_lr
+from competition_kit.training.recipe import Precision, Recipe, default_lr
 
 if TYPE_CHECKING:
     from competition_kit.data.competition import Competition
@@ -182,9 +182,7 @@ def _add_cv_flags(cv: argparse.ArgumentParser) -> None:
         default=recipe.accumulation_steps,
         help="batches per optimizer step",
     )
-    how.add_argument(
-        "--max-length", type=_count(4), help="tokens; longer texts are cut (else 128)"
-    )
+    how.add_argument("--max-length", type=_count(4), help="tokens; longer texts are cut (else 128)")
     how.add_argument(
         "--warmup-ratio",
         type=_ratio(True),
@@ -220,7 +218,7 @@ def _add_cv_flags(cv: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="auto: bf16 on CUDA, fp32 elsewhere",
+        help="auto: bf16 (fp16 on older cards) on CUDA, fp32 elsewhere",
     )
     where.add_argument("--save-models", action="store_true", help="keep each fold's weights")
     where.add_argument("--fresh", action="store_true", help="compute finished cells again")
@@ -332,9 +330,6 @@ def _cv(options: argparse.Namespace) -> int:
     source = find_model(options.model)
     seeds = tuple(dict.fromkeys(options.seeds))
     device = _device(options.device)
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16" if device.startswith("cuda") else "fp32"
     recipe = Recipe(
         epochs=options.epochs,
         lr=options.lr or default_lr(source.width),
@@ -344,7 +339,7 @@ def _cv(options: argparse.Namespace) -> int:
         schedule=options.schedule,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
-        precision=precision,
+        precision=_precision(options.precision, device),
     )
     plan = make_plan(
         competition,
@@ -420,6 +415,19 @@ def _device(wanted: str | None) -> str:
             remedy="use --device cpu, or leave it out",
         ) from error
     return wanted
+
+
+def _precision(wanted: str, device: str) -> Precision:
+    """Return the precision to train in; "auto" takes the fastest that is safe on this device."""
+    if wanted != "auto":
+        return wanted  # type: ignore[return-value]
+    if not device.startswith("cuda"):
+        return "fp32"
+    import torch
+
+    # cards before Ampere emulate bf16, at a loss
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp16"
 
 
 def _headline(plan: Plan, workers: int, device: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from competition_kit.errors import InputError
 from competition_kit.files import hash_bytes, hash_file
 
-__all__ = ["DEFAULT_MODEL", "ModelSource", "find_model"]
+__all__ = ["DEFAULT_MODEL", "SMALL_FILES", "ModelSource", "find_model"]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED = {  # hub name -> package that carries it, sha256 of its weights
@@ -31,7 +31,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # never pickles
+SMALL_FILES = ("*.json", "*.txt", "*.model")  # config and tokenizer; never a pickle
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def _from_hub(name: str) -> Path:
         raise _pickle_only(name)
     try:
         return Path(
-            snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=files is None)
+            snapshot_download(
+                name, allow_patterns=[*SMALL_FILES, "*.safetensors"], local_files_only=files is None
+            )
         )
     except (LocalEntryNotFoundError, OSError) as error:
         raise InputError(

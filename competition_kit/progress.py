@@ -40,7 +40,8 @@ class Progress:
         self._epochs = epochs
         self._metric = metric
         self._running: dict[Cell, int] = {}
-        self._finished = 0
+        self._finished: set[Cell] = set()
+        self._total = sum(self._steps.values())
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Progress:
@@ -70,33 +71,33 @@ class Progress:
 
     def step(self, cell: Cell, step: int) -> None:
         """Show that a cell has taken so many optimizer steps."""
+        if cell in self._finished:  # a worker's message that its result has overtaken
+            return
+        if self._bar is None:
+            self._bar = _bar(self._total, self._title())
         before = self._running.get(cell, 0)
         self._running[cell] = step
-        bar = self._opened()
-        bar.set_postfix_str(self._at(), refresh=False)
-        bar.update(step - before)
+        self._bar.set_postfix_str(self._at(), refresh=False)
+        self._bar.update(step - before)
 
     def cell(self, cell: Cell, score: float, computed: bool) -> None:
-        """Announce a finished cell."""
-        self._finished += 1
-        bar = self._opened()
-        if computed:
-            bar.update(self._steps[cell] - self._running.pop(cell, 0))
-            tqdm.write(
-                f"seed {cell.seed} fold {cell.fold}: {self._metric} {score:.4f}",
-                file=sys.stderr,
-            )
-        else:  # found on disk: no work, and it must not flatter the ETA
-            bar.total -= self._steps[cell]
-        bar.set_description_str(self._title(), refresh=True)
-
-    def _opened(self) -> tqdm:
-        if self._bar is None:
-            self._bar = _bar(sum(self._steps.values()), self._title())
-        return self._bar
+        """Announce a finished cell, computed now or found on disk."""
+        if not computed:  # no work left there, and it must not flatter the ETA
+            self._total -= self._steps[cell]
+            self._finished.add(cell)
+            return
+        self.step(cell, self._steps[cell])
+        del self._running[cell]
+        self._finished.add(cell)
+        tqdm.write(
+            f"seed {cell.seed} fold {cell.fold}: {self._metric} {score:.4f}", file=sys.stderr
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._at(), refresh=False)
+            self._bar.set_description_str(self._title())
 
     def _title(self) -> str:
-        return f"folds {self._finished}/{len(self._steps)}"
+        return f"folds {len(self._finished)}/{len(self._steps)}"
 
     def _at(self) -> str:
         """Say what is being computed: "fold 1 epoch 2/3, fold 2 epoch 1/3"."""

@@ -20,7 +20,7 @@ import pandas as pd
 from competition_kit.data.competition import Competition, Rows, slug
 from competition_kit.data.folds import Folds, load_or_make_folds, write_folds
 from competition_kit.errors import InputError
-from competition_kit.files import hash_json, write_csv, write_json
+from competition_kit.files import atomic_write, hash_json, write_csv, write_json
 from competition_kit.harness.cells import (
     Arm,
     Cell,
@@ -32,7 +32,7 @@ from competition_kit.harness.cells import (
 )
 from competition_kit.harness.engines.local import Placement, compute
 from competition_kit.harness.run_folder import RunFolder
-from competition_kit.model_source import ModelSource
+from competition_kit.model_source import SMALL_FILES, ModelSource
 from competition_kit.results.metrics import Metric, find_metric, to_probabilities
 from competition_kit.results.submission import make_submission
 from competition_kit.training.recipe import Recipe, optimizer_steps
@@ -230,6 +230,8 @@ def cross_validate(
     competition, folder = plan.competition, plan.folder
     write_json(folder.config, _config(plan, placement, command))
     write_folds(folder.folds, competition, plan.folds)
+    if save_models:
+        _keep_encoder_files(plan)
     metric = find_metric(competition.rules.metric, competition.multi_label)
     results: dict[Cell, CellResult] = {}
 
@@ -266,6 +268,14 @@ def cross_validate(
     outcome = _gather(plan, metric, results, tuple(job.cell for job in jobs), floor)
     _write_results(plan, outcome)
     return outcome
+
+
+def _keep_encoder_files(plan: Plan) -> None:
+    """Copy config and tokenizer beside the saved weights: they are of no use without them."""
+    for pattern in SMALL_FILES:
+        for path in plan.source.folder.glob(pattern):
+            with atomic_write(plan.folder.encoder / path.name, "wb") as file:
+                file.write(path.read_bytes())
 
 
 def _weights(folder: RunFolder, cell: Cell) -> Path:

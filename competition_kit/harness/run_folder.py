@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics = path / "metrics.json"
         self.submission = path / "submission.csv"
         self.report = path / "report.html"
+        self.encoder = path / "encoder"
         self.held_out = path / "held_out.json"
 
     def cell(self, cell: Cell) -> Path:

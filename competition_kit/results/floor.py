@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,52 +14,74 @@ from competition_kit.data.competition import Competition, Rows
 from competition_kit.data.folds import Folds
 from competition_kit.files import atomic_write, hash_json
 
+if TYPE_CHECKING:
+    from sklearn.pipeline import FeatureUnion
+
 __all__ = ["cached_floor", "floor_probabilities"]
 
 
 def floor_probabilities(
-    competition: Competition,
-    folds: Folds,
-    on_fold: Callable[[int], None] = lambda fold: None,
+    competition: Competition, folds: Folds, on_fold: Callable[[int], None] = lambda fold: None
 ) -> np.ndarray:
     """Return out-of-fold probabilities [N, C] of a linear model on word and character n-grams.
 
-    Settings were chosen beforehand and are the same for every competition; the vocabulary is
-    fitted on each fold's training rows.
+    Settings were chosen beforehand and are the same for every competition; everything is fitted
+    on each fold's training rows.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
-    from sklearn.pipeline import make_pipeline, make_union
-
     texts = np.array(_joined(competition.train), dtype=object)
     targets, classes = competition.targets, len(competition.classes)
     oof = np.zeros((len(texts), classes))
     for fold in range(folds.count):
         train, valid = folds.training(fold), folds.validation(fold)
-        features = make_union(
-            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-            TfidfVectorizer(ngram_range=(1, 4), analyzer="char_wb", sublinear_tf=True, min_df=2),
-        )
-        linear = LogisticRegression(
-            C=4.0, solver="liblinear" if classes == 2 else "lbfgs", max_iter=200
-        )
+        features = _features().fit(texts[train])
+        train_x, valid_x = features.transform(texts[train]), features.transform(texts[valid])
         if competition.multi_label:
-            present = np.flatnonzero(np.ptp(targets[train], axis=0))  # labels that vary
-            model = make_pipeline(
-                features,
-                OneVsRestClassifier(LogisticRegression(C=4.0, solver="liblinear")),
-            )
-            model.fit(texts[train], targets[train][:, present])
-            constant = targets[train].mean(axis=0)
-            oof[valid] = constant
-            oof[np.ix_(valid, present)] = model.predict_proba(texts[valid])
+            for label in range(classes):
+                oof[valid, label] = _one_label(train_x, targets[train, label], valid_x)
         else:
-            model = make_pipeline(features, linear)
-            model.fit(texts[train], targets[train])
-            oof[np.ix_(valid, model.classes_)] = model.predict_proba(texts[valid])
+            present = np.unique(targets[train])
+            oof[np.ix_(valid, present)] = _fit_predict(train_x, targets[train], valid_x)
         on_fold(fold)
     return oof
+
+
+def _features() -> FeatureUnion:
+    """Return TF-IDF of words (and punctuation, emoji) and of character n-grams."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    words = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+|[^\w\s]+"
+    )
+    characters = TfidfVectorizer(
+        ngram_range=(1, 4), analyzer="char_wb", sublinear_tf=True, min_df=2
+    )
+    return make_union(words, characters)
+
+
+def _fit_predict(train_x: Any, labels: np.ndarray, valid_x: Any) -> np.ndarray:
+    """Return probabilities [n, classes present in `labels`] of a logistic regression."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    present = np.unique(labels)
+    if len(present) == 1:
+        return np.ones((valid_x.shape[0], 1))
+    # liblinear is the fastest for two classes
+    solver = "liblinear" if len(present) == 2 else "lbfgs"
+    model = LogisticRegression(C=4.0, solver=solver, max_iter=100)
+    with warnings.catch_warnings():
+        # the last digits of the optimum do not matter for a floor
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(train_x, labels).predict_proba(valid_x)
+
+
+def _one_label(train_x: Any, labels: np.ndarray, valid_x: Any) -> np.ndarray:
+    """Return the probability [n] of one of several labels; it may be constant in training."""
+    probabilities = _fit_predict(train_x, labels, valid_x)
+    if probabilities.shape[1] == 1:
+        return np.full(len(probabilities), float(labels[0]))
+    return probabilities[:, 1]
 
 
 def _joined(rows: Rows) -> list[str]:
