@@ -52,7 +52,8 @@ class InputError(KitError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ", did you mean 'x'?" for a near miss, else the list of what is known."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    same = [other for other in known if other.casefold() == name.casefold()]
+    close = same or difflib.get_close_matches(name, known, n=1)
     if close:
         return f", did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}"

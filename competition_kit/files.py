@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -50,7 +51,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except OSError as error:
         raise _write_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may not be there
+            temporary.unlink()
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -70,7 +72,14 @@ def _write_error(path: Path, error: OSError) -> Exception:
             file=path,
             remedy="free some space and run the same command again: finished cells are kept",
         )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+    if error.errno in (
+        errno.EACCES,
+        errno.EROFS,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+    ):
         return InputError(
             f"cannot be written ({error.strerror})",
             file=path,
@@ -104,8 +113,17 @@ def read_json(path: Path) -> Any:
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
     """Write a frame as UTF-8 CSV, atomically, floats with all their digits."""
+    texts = frame.select_dtypes(exclude="number")
+    cells = [*map(str, frame.columns), *map(str, texts.to_numpy().ravel())]
+    # Python's writer leaves a lone \r unquoted, which readers take for the end of the line
+    returns = any("\r" in cell for cell in cells)
     with atomic_write(path) as file:
-        frame.to_csv(file, index=False, lineterminator="\n")
+        frame.to_csv(
+            file,
+            index=False,
+            lineterminator="\n",
+            quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
+        )
 
 
 def hash_bytes(*parts: bytes) -> str:

@@ -5,6 +5,7 @@ Whatever the source, the rest of the kit sees a local folder with safetensors in
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+TOKENIZER_SETTINGS = (  # they change tokens too, but make no tokenizer by themselves
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+)
+HUB_SECONDS = 10  # to wait for the hub's answer
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # config and tokenizer; never a pickle
 
 
@@ -92,28 +100,25 @@ def _packaged(name: str) -> ModelSource | None:
 
 def _from_hub(name: str) -> Path:
     """Download an encoder's safetensors, config and tokenizer, or find them in the hub's cache."""
-    from huggingface_hub import list_repo_files, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub import model_info, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        files = list_repo_files(name)
+    try:  # one request without retries: whoever has no network shall not wait for it
+        siblings = model_info(name, timeout=HUB_SECONDS).siblings
+        files = [sibling.rfilename for sibling in siblings or ()]
     except HfHubHTTPError as error:
         raise InputError(
             f"the hub has no model {name!r} for you ({type(error).__name__})",
             remedy="check the name; for a private model log in with: hf auth login",
         ) from error
     except ValueError as error:  # a malformed name
-        raise InputError(f"{name!r} is neither a folder nor a hub name ({error})") from error
-    except (OSError, OfflineModeIsEnabled):  # no network: a copy in the cache will do
-        files = None
-    except Exception as error:  # the HTTP client's own connection errors (no common base class)
-        if "connect" not in type(error).__name__.lower():
+        raise InputError(
+            f"{name!r} is neither a folder nor a hub name ({error})", remedy="check the name"
+        ) from error
+    except Exception as error:
+        if not _no_network(error):
             raise
-        files = None
+        files = None  # a copy in the cache will do
     if files is not None and not any(file.endswith(".safetensors") for file in files):
         raise _pickle_only(name)
     try:
@@ -122,12 +127,25 @@ def _from_hub(name: str) -> Path:
                 name, allow_patterns=[*SMALL_FILES, "*.safetensors"], local_files_only=files is None
             )
         )
-    except (LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise InputError(
+                f"the disk is full, model {name!r} was not downloaded",
+                remedy="free some space, or let HF_HOME name a folder on another disk",
+            ) from error
+        if not _no_network(error):
+            raise
         raise InputError(
             f"model {name!r} is no local folder, and the hub cannot be reached",
             remedy="give --model a folder with config.json, model.safetensors and the tokenizer, "
             f"or leave --model out for {DEFAULT_MODEL}, which comes with the kit",
         ) from error
+
+
+def _no_network(error: Exception) -> bool:
+    """Return whether an error means that the hub, or a file in its cache, is out of reach."""
+    names = {base.__name__ for base in type(error).__mro__}
+    return isinstance(error, OSError) or "TransportError" in names  # the HTTP client's own
 
 
 def _pickle_only(place: Path | str) -> InputError:
@@ -158,15 +176,18 @@ def _checked(name: str, folder: Path) -> ModelSource:
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         width = int(config.get("hidden_size") or config["dim"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"cannot be read as an encoder's config ({error})", file=config_file
+            f"cannot be read as an encoder's config ({error})",
+            file=config_file,
+            remedy="give the folder of an encoder",
         ) from error
+    settings = [folder / file for file in TOKENIZER_SETTINGS if (folder / file).is_file()]
     return ModelSource(
         name=name,
         folder=folder,
         hash=hash_bytes(
-            *(hash_file(path).encode() for path in [config_file, *weights, *tokenizer])
+            *(hash_file(path).encode() for path in [config_file, *weights, *tokenizer, *settings])
         ),
         width=width,
         max_length=_max_length(config),
@@ -180,7 +201,17 @@ def _max_length(config: dict[str, object]) -> int:
         return 10**6
     if config.get("position_biased_input") is False:  # DeBERTa: relative positions only
         return 10**6
-    offset_types = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
+    offset_types = (
+        "roberta",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "roberta-prelayernorm",
+        "camembert",
+        "data2vec-text",
+        "longformer",
+        "mpnet",
+        "xmod",
+    )
     padding = config.get("pad_token_id")
     if config.get("model_type") in offset_types and isinstance(padding, int):
         return positions - padding - 1

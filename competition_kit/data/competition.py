@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,7 @@ def load_competition(
         groups = _column(train, rules.cv.group, train_path).to_numpy(dtype=str)
     if rules.cv.scheme == "predefined":
         predefined = _predefined_folds(train, rules, folder, train_path)
+    _check_positive(rules, classes, toml)
     test_rows = Rows((), ())
     if test is not None and paths["test"] is not None:
         test_rows = _rows(test, rules, paths["test"])
@@ -147,6 +149,12 @@ def _check_rules(rules: Rules, toml: Path) -> None:
     def wrong(problem: str, remedy: str) -> InputError:
         return InputError(problem, file=toml, remedy=remedy)
 
+    for key in ("text", "label", "classes"):
+        names = getattr(rules, key)
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise wrong(f"{key!r} repeats {examples(repeated)}", "name each once")
+    if shared := sorted({rules.id, *rules.text} & set(rules.label)):
+        raise wrong(f"{examples(shared)} is a label and also the id or a text", "name another")
     if rules.cv.folds < 2:
         raise wrong(f"{rules.cv.folds} folds", "cross-validation needs 2 or more")
     if len(rules.text) > 2:
@@ -336,9 +344,10 @@ def _split(value: str, rules: Rules) -> list[str]:
 def _class_order(name: str) -> tuple[int, float, str]:
     """Sort numbers by value and before words: 2 before 10."""
     try:
-        return (0, float(name), name)
+        number = float(name)
     except ValueError:
-        return (1, 0.0, name)
+        number = math.nan
+    return (0, number, name) if math.isfinite(number) else (1, 0.0, name)
 
 
 def _predefined_folds(
@@ -347,7 +356,7 @@ def _predefined_folds(
     fold = rules.cv.fold
     assert fold is not None
     if fold in train.columns:
-        return train[fold].to_numpy(dtype=str)
+        return _fold_names(train, fold, train_path)
     path = folder / fold
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
@@ -355,9 +364,9 @@ def _predefined_folds(
             file=folder / "competition.toml",
             remedy="correct it",
         )
-    table = read_table(path)
+    table = read_table(path, rules.encoding)
     ids = _unique_ids(table, rules.id, path)
-    folds = dict(zip(ids, _column(table, "fold", path).tolist(), strict=True))
+    folds = dict(zip(ids, _fold_names(table, "fold", path).tolist(), strict=True))
     wanted = train[rules.id].tolist()
     missing = [value for value in wanted if value not in folds]
     if missing:
@@ -367,6 +376,37 @@ def _predefined_folds(
             remedy="add them",
         )
     return np.array([folds[value] for value in wanted], dtype=str)
+
+
+def _fold_names(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
+    names = [name.strip() for name in _column(table, column, path)]
+    if "" in names:
+        raise InputError(
+            "the fold is missing",
+            file=path,
+            row=names.index("") + FIRST_ROW,
+            column=column,
+            remedy="name a fold for every row",
+        )
+    return np.array(names, dtype=str)
+
+
+def _check_positive(rules: Rules, classes: tuple[str, ...], toml: Path) -> None:
+    """Check that it is clear whose probability is handed in, where one is."""
+    if rules.submission != "probability" or rules.task != "single_label":
+        return
+    if len(classes) != 2:
+        raise InputError(
+            f"submission 'probability' is one number, but there are {len(classes)} classes",
+            file=toml,
+            remedy='say submission = "probabilities" or "label" there',
+        )
+    if rules.positive is not None and rules.positive not in classes:
+        raise InputError(
+            f"positive = {shown(rules.positive)} is no class",
+            file=toml,
+            remedy=f"the classes are {examples(classes)}",
+        )
 
 
 def _check_sample(
@@ -398,7 +438,9 @@ def _check_sample(
         )
     columns = [str(name) for name in sample.columns if name != rules.id]
     expected: tuple[str, ...]
-    if rules.submission == "probabilities":
+    if rules.submission == "probabilities" or (
+        rules.submission == "probability" and rules.task == "multi_label"
+    ):
         expected = classes
     elif len(rules.label) > 1:
         expected = rules.label
@@ -417,7 +459,7 @@ def _check_sample(
         known = set(classes)
         for index, value in enumerate(sample[columns[0]]):
             for part in _split(value, rules):
-                if part not in known:
+                if part and part not in known:  # an empty cell waits to be filled in
                     raise InputError(
                         f"label {shown(part)} does not occur in {train_path.name}",
                         file=path,
@@ -426,19 +468,6 @@ def _check_sample(
                         remedy=f"the labels there are {examples(classes, 6)}; if the sample holds "
                         'numbers to be replaced by probabilities, say submission = "probability"',
                     )
-    if rules.submission == "probability" and rules.task == "single_label":
-        if len(classes) != 2:
-            raise InputError(
-                f"one probability for {len(classes)} classes",
-                file=path,
-                remedy='say submission = "probabilities" or "label" in competition.toml',
-            )
-        if rules.positive is not None and rules.positive not in classes:
-            raise InputError(
-                f"positive = {shown(rules.positive)} is no class",
-                file=path.parent / "competition.toml",
-                remedy=f"the classes are {examples(classes)}",
-            )
 
 
 def _data_hash(

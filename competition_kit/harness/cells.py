@@ -139,18 +139,21 @@ def load_cell(folder: Path, arm: Arm, cell: Cell) -> CellResult | None:
     if not marker.is_file():
         return None
     numbers = read_json(marker)
-    if [numbers.pop("arm"), numbers.pop("seed"), numbers.pop("fold")] != [
-        arm.hash,
-        cell.seed,
-        cell.fold,
-    ]:
-        return None
     try:
-        with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
+        if [numbers.pop("arm"), numbers.pop("seed"), numbers.pop("fold")] != [
+            arm.hash,
+            cell.seed,
+            cell.fold,
+        ]:
+            return None
+        with (
+            (folder / "predictions.npz").open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             predictions = {name: arrays[name] for name in arrays.files}
         lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
         return CellResult(**predictions, log=[json.loads(line) for line in lines], **numbers)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # damaged zip files make their readers raise nearly anything
         raise InputError(
             f"the cell is marked as done but cannot be read ({error})",
             file=folder,

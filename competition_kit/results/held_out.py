@@ -45,8 +45,9 @@ def score_submission(competition: Competition, submission: Path) -> HeldOut:
     solution = read_table(path, rules.encoding)
     handed_in = read_table(submission)
     targets = encode_labels(solution, competition, path)
-    if rules.id not in handed_in.columns:
-        raise InputError(f"no column {rules.id!r}", file=submission, remedy="it must have the ids")
+    for table, file in ((solution, path), (handed_in, submission)):
+        if rules.id not in table.columns:
+            raise InputError(f"no column {rules.id!r}", file=file, remedy="it must have the ids")
     ids, wanted = handed_in[rules.id].tolist(), solution[rules.id].tolist()
     place = {row_id: row for row, row_id in enumerate(ids)}
     missing = [row_id for row_id in wanted if row_id not in place]
@@ -90,11 +91,15 @@ def _probabilities(competition: Competition, table: pd.DataFrame, path: Path) ->
         if competition.rules.submission == "probability" and not competition.multi_label:
             positive = table.iloc[:, 0].to_numpy(dtype=float)
             pair = np.stack([1 - positive, positive], axis=1)
-            return pair if positive_class(competition) == 1 else pair[:, ::-1]
-        return table[list(competition.classes)].to_numpy(dtype=float)
-    except (ValueError, KeyError) as error:
+            probabilities = pair if positive_class(competition) == 1 else pair[:, ::-1]
+        else:
+            probabilities = table[list(competition.classes)].to_numpy(dtype=float)
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():
+            raise ValueError("a value is not between 0 and 1")
+    except (ValueError, KeyError, IndexError) as error:
         raise InputError(
             f"does not hold the probabilities of the classes ({error})",
             file=path,
             remedy="run the same run_cv.py command again to write it anew",
         ) from error
+    return probabilities

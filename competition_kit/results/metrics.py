@@ -88,10 +88,18 @@ def _mcc(targets: np.ndarray, decisions: np.ndarray, *_: Any) -> float:
     return matthews_corrcoef(targets, decisions)
 
 
-def _qwk(targets: np.ndarray, decisions: np.ndarray, *_: Any) -> float:
+def _qwk(
+    targets: np.ndarray,
+    decisions: np.ndarray,
+    probabilities: np.ndarray,
+    classes: tuple[str, ...],
+) -> float:
     from sklearn.metrics import cohen_kappa_score
 
-    return cohen_kappa_score(targets, decisions, weights="quadratic")
+    # all classes are named: one that no row has still stands between its neighbours
+    return cohen_kappa_score(
+        targets, decisions, labels=list(range(len(classes))), weights="quadratic"
+    )
 
 
 def _log_loss(
@@ -170,13 +178,13 @@ def _custom(name: str) -> Metric:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module does when it is imported
         raise InputError(
             f"metric {name!r} cannot be imported ({error})",
-            remedy="put module.py in the folder that you run from, or install it",
+            remedy="put module.py beside run_cv.py, or install it",
         ) from error
     if not callable(found):
-        raise InputError(f"metric {name!r} is no function")
+        raise InputError(f"metric {name!r} is no function", remedy='write "module:function"')
 
     def score(
         targets: np.ndarray,

@@ -106,7 +106,8 @@ def _pool(
     waiting: dict[Future[CellResult], Cell] = {}
     failure: BaseException | None = None
     try:
-        waiting = {pool.submit(_work, job): job.cell for job in jobs}
+        with _ctrl_c_held_back():  # submitting starts the workers
+            waiting = {pool.submit(_work, job): job.cell for job in jobs}
         while waiting:
             done, _ = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             with contextlib.suppress(queue.Empty):
@@ -137,6 +138,28 @@ def _pool(
         raise failure
 
 
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends; processes that start inside never hear of it.
+
+    A terminal sends it to all of them, and one that is still importing would print a traceback.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not here or not hasattr(signal, "pthread_sigmask"):  # the latter: Windows
+        yield
+        return
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+
+
 # -- in the worker ------------------------------------------------------------------------------
 
 _steps: Any = None
@@ -146,9 +169,9 @@ _device = "cpu"
 def _start_worker(threads: int, steps: Any, free: Any) -> None:
     """Set a worker up: its device, its threads, and its end when the driver is gone."""
     global _steps, _device
-    _steps, _device = steps, free.get()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    _steps, _device = steps, free.get()  # would wait for ever for a driver that is gone
     import torch
 
     torch.set_num_threads(threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +208,13 @@ def _svg(figure: Figure) -> Any:
     from markupsafe import Markup
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kit"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no links to vocabularies
+    with (
+        warnings.catch_warnings(),
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kit"}),
+    ):
+        # 好: matplotlib's own font only measures the text, the page's font draws it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata=nothing)
     svg = buffer.getvalue()
     return Markup(svg[svg.index("<svg") :])
