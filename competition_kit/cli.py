@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         arguments.insert(0, "cv")  # `run_cv.py --adv fgm` is `run_cv.py cv --adv fgm`
     options = parser.parse_args(arguments)
-    _talk()
     try:
+        _talk()
         return options.run(options)
     except KitError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -66,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         sys.stderr.close()
         return 141
+    except OSError as error:  # a path that is too long, a disk that fails
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return InputError.exit_code
 
 
 def _talk() -> None:
@@ -326,7 +331,8 @@ def _cv(options: argparse.Namespace) -> int:
     from competition_kit.results.floor import cached_floor
     from competition_kit.results.metrics import find_metric
 
-    metric = find_metric(competition.rules.metric, competition.multi_label)
+    toml = None if options.metric else options.data / "competition.toml"
+    metric = find_metric(competition.rules.metric, competition.multi_label, toml)
     source = find_model(options.model)
     seeds = tuple(dict.fromkeys(options.seeds))
     device = _device(options.device)

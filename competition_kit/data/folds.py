@@ -107,7 +107,13 @@ def _split(competition: Competition) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     if rules.scheme == "stratified_group":
         return StratifiedGroupKFold(**options).split(rows, targets, groups)
     if rules.scheme == "multilabel":
-        from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+        try:
+            from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+        except ModuleNotFoundError:
+            raise InputError(
+                "folds for several labels need the package iterative-stratification",
+                remedy="pip install iterative-stratification, or use --scheme kfold",
+            ) from None
 
         return MultilabelStratifiedKFold(**options).split(rows, targets)
     return KFold(**options).split(rows)

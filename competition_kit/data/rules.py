@@ -34,6 +34,17 @@ TEXT_NAMES = (
     "title",
     "tweet",
 )
+PAIR_NAMES = (
+    ("text", "text_b"),
+    ("text_a", "text_b"),
+    ("text1", "text2"),
+    ("sentence1", "sentence2"),
+    ("sentence_a", "sentence_b"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("query", "title"),
+    ("q1", "q2"),
+)
 LABEL_NAMES = ("label", "target", "labels", "class", "category", "sentiment", "score")
 ID_NAMES = ("id", "ID", "Id", "index", "idx", "textid", "text_id", "uid")
 
@@ -202,15 +213,17 @@ def infer_rules(
         inferred.append(f"{key} = {_toml(value)} ({why})")
 
     if "id" not in values:
-        first = str(sample.columns[0]) if sample is not None else None
-        found = next((name for name in (first, *ID_NAMES) if name in columns), None)
+        shared = [] if sample is None else [str(name) for name in sample.columns]
+        if test is not None:  # a label column is in the sample and in train, never in test
+            shared = [name for name in shared if name in test.columns]
+        found = next((name for name in (*shared, *ID_NAMES) if name in columns), None)
         if found is None:
             raise InputError(
                 f"no id column found among {examples(columns, 8)}",
                 file=folder,
                 remedy=f'{hint}: id = "..."',
             )
-        settle("id", found, "first column of sample_submission" if found == first else "name")
+        settle("id", found, "first column of sample_submission" if found in shared else "name")
 
     others = [name for name in columns if name != values["id"]]
     if "label" not in values:
@@ -247,9 +260,12 @@ def infer_rules(
             if name not in reserved and (test is None or name in test.columns)
         ]
         wordy = [name for name in free if not _looks_numeric(train[name])]
+        pair = next((p for p in PAIR_NAMES if set(p) <= set(wordy)), None)
         named = [name for name in TEXT_NAMES if name in wordy]
-        if len(wordy) in (1, 2):
-            settle("text", tuple(wordy), "the only text columns")
+        if len(wordy) == 1:
+            settle("text", tuple(wordy), "the only text column")
+        elif pair is not None:
+            settle("text", pair, "names of a pair")
         elif named:
             settle("text", (named[0],), "name")
         else:

@@ -34,6 +34,7 @@ from competition_kit.harness.engines.local import Placement, compute
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.model_source import SMALL_FILES, ModelSource
 from competition_kit.results.metrics import Metric, find_metric, to_probabilities
+from competition_kit.results.oof import oof_table
 from competition_kit.results.submission import make_submission
 from competition_kit.training.recipe import Recipe, optimizer_steps
 
@@ -339,7 +340,7 @@ def _gather(
 
 def _write_results(plan: Plan, outcome: CVResult) -> None:
     competition, folder = plan.competition, plan.folder
-    write_csv(folder.oof, _oof_table(plan, outcome))
+    write_csv(folder.oof, oof_table(competition, plan.folds, plan.seeds, outcome.oof))
     if len(competition.test):
         names = [f"p_{name}" for name in competition.classes]
         table = pd.DataFrame(outcome.test, columns=pd.Index(names))
@@ -347,30 +348,6 @@ def _write_results(plan: Plan, outcome: CVResult) -> None:
         write_csv(folder.test_predictions, table)
         write_csv(folder.submission, make_submission(competition, outcome.test))
     write_json(folder.metrics, _metrics(plan, outcome))
-
-
-def _oof_table(plan: Plan, outcome: CVResult) -> pd.DataFrame:
-    competition = plan.competition
-    fold_names = np.array(plan.folds.names, dtype=object)[plan.folds.fold_of]
-    if competition.multi_label:
-        classes = np.array(competition.classes, dtype=object)
-        labels = ["|".join(classes[row.astype(bool)]) for row in competition.targets]
-    else:
-        labels = [competition.classes[number] for number in competition.targets]
-    layers = []
-    for seed, layer in zip(plan.seeds, outcome.oof, strict=True):
-        table = pd.DataFrame(
-            {
-                "id": competition.train.ids,
-                "fold": fold_names,
-                "seed": seed,
-                "label": labels,
-            }
-        )
-        for number, name in enumerate(competition.classes):
-            table[f"p_{name}"] = layer[:, number]
-        layers.append(table)
-    return pd.concat(layers, ignore_index=True)
 
 
 def _number(value: float) -> float | None:

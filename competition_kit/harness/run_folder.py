@@ -66,7 +66,15 @@ class RunFolder:
                 file=self.path,
                 remedy="wait for it, stop it, or use another --out",
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"cannot be locked ({error.strerror})",
+                file=self.path,
+                remedy="choose another folder with --out",
+            ) from error
         try:
+            for left in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
             with atomic_write(holder) as file:
                 json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
             yield

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,8 +150,10 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def find_metric(name: str, multi_label: bool) -> Metric:
+def find_metric(name: str, multi_label: bool, file: Path | None = None) -> Metric:
     """Return a metric by name, or a user's own: "module:function".
+
+    `file` is where the name stands, for the message.
 
     The user's function takes (targets, probabilities, classes) as in `Competition` and returns a
     float; an attribute `greater_is_better = False` on it turns its direction round.
@@ -163,12 +166,14 @@ def find_metric(name: str, multi_label: bool) -> Metric:
     if name not in METRICS:
         raise InputError(
             f"unknown metric {name!r}{did_you_mean(name, METRICS)}",
+            file=file,
             remedy='or your own function: "module:function"',
         )
     metric = METRICS[name]
     if multi_label and not metric.multi_label:
         raise InputError(
             f"metric {name!r} is not defined for several labels",
+            file=file,
             remedy='use "micro_f1" or "macro_f1"',
         )
     return metric

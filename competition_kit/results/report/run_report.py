@@ -13,6 +13,7 @@ import pandas as pd
 from competition_kit.data.tables import read_table
 from competition_kit.files import atomic_write, read_json
 from competition_kit.harness.run_folder import RunFolder
+from competition_kit.results.oof import split_labels
 from competition_kit.results.tables import duration, score_text
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _class_table(oof: pd.DataFrame, config: dict[str, Any]) -> list[dict[str, An
             *_decisions(oof, config), labels=classes, zero_division=0
         )
     else:
-        names = [[name for name in cell.split("|") if name] for cell in oof["label"]]
+        names = [split_labels(cell, classes) for cell in oof["label"]]
         truth = MultiLabelBinarizer(classes=classes).fit_transform(names)
         columns = [f"p_{name}" for name in classes]
         guess = oof[columns].astype(float).to_numpy() >= THRESHOLD

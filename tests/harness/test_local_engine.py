@@ -1,0 +1,161 @@
+"""Cells in this process and in worker processes: the same numbers, the same errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from competition_kit.data.competition import load_competition
+from competition_kit.errors import InputError
+from competition_kit.harness.cells import Cell, CellJob, CellResult
+from competition_kit.harness.cross_validation import make_plan
+from competition_kit.harness.engines.local import Placement, compute, place
+from competition_kit.model_source import find_model
+from competition_kit.training.fit import TrainingError
+from competition_kit.training.recipe import Recipe
+
+ALONE, POOL = Placement(1, 1, ("cpu",)), Placement(2, 1, ("cpu",))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def jobs(
+    tmp_path: Path, competition_folder: Callable[..., Path], model_folder: Callable[[str], Path]
+) -> list[CellJob]:
+    """Return three cells of a small competition."""
+    competition = load_competition(competition_folder(rows=36), folds=3)
+    source = find_model(str(model_folder("bert")))
+    plan = make_plan(
+        competition,
+        source,
+        strategy="neftune(alpha=5.0)+fgm",
+        recipe=Recipe(epochs=2, batch_size=8, lr=1e-3),
+        pooling="mean",
+        dropout=0.1,
+        max_length=16,
+        seeds=(0,),
+        out=tmp_path / "runs",
+    )
+    return [
+        CellJob(
+            cell=cell,
+            arm=plan.arm,
+            task="single_label",
+            classes=len(competition.classes),
+            encoded=plan.encoded,
+            labels=competition.targets,
+            fold_of=plan.folds.fold_of,
+            model_folder=source.folder,
+            device="cpu",
+        )
+        for cell in plan.cells
+    ]
+
+
+def with_strategy(job: CellJob, strategy: str) -> CellJob:
+    return dataclasses.replace(job, arm=dataclasses.replace(job.arm, strategy=strategy))
+
+
+def with_lr(job: CellJob, lr: float) -> CellJob:
+    training = {**job.arm.training, "lr": lr, "max_grad_norm": 0.0}
+    return dataclasses.replace(job, arm=dataclasses.replace(job.arm, training=training))
+
+
+def assert_same_numbers(one: CellResult, other: CellResult) -> None:
+    np.testing.assert_array_equal(one.valid_rows, other.valid_rows)
+    np.testing.assert_array_equal(one.valid_logits, other.valid_logits)
+    np.testing.assert_array_equal(one.test_logits, other.test_logits)
+    assert one.log == other.log
+    assert one.passes == other.passes
+
+
+def test_two_workers_and_this_process_compute_the_same_and_an_error_comes_last(
+    jobs: list[CellJob],
+) -> None:
+    """One pool, as starting it is dear: two good cells, and one that cannot be computed."""
+    seen: dict[Cell, list[int]] = defaultdict(list)
+    alone = dict(compute(jobs[:2], ALONE, lambda cell, step: seen[cell].append(step)))
+    bad = with_strategy(jobs[2], "no_such_strategy")
+    stepped: dict[Cell, list[int]] = defaultdict(list)
+    pooled: dict[Cell, CellResult] = {}
+    work = compute([*jobs[:2], bad], POOL, lambda cell, step: stepped[cell].append(step))
+
+    with pytest.raises(InputError, match="no_such_strategy") as error:
+        pooled.update(work)
+
+    assert error.value.exit_code == 2, "an error keeps its kind on the way from the worker"
+    assert pooled.keys() == {job.cell for job in jobs[:2]}, "what was running is handed over"
+    for cell, result in pooled.items():
+        assert_same_numbers(result, alone[cell])
+        assert result.threads == 1
+        assert seen[cell] == list(range(1, result.optimizer_steps + 1))
+        # steps arrive through a queue: the last of them may be on its way when the cell is done
+        assert stepped[cell] == seen[cell][: len(stepped[cell])]
+    assert multiprocessing.active_children() == []
+
+
+def test_a_cell_is_the_same_whichever_was_computed_before_it(jobs: list[CellJob]) -> None:
+    forwards = dict(compute(jobs, ALONE, lambda cell, step: None))
+    backwards = dict(compute(jobs[::-1], ALONE, lambda cell, step: None))
+
+    assert list(backwards) == list(forwards)[::-1]
+    for cell, result in forwards.items():
+        assert_same_numbers(result, backwards[cell])
+
+
+def test_cells_differ_by_fold_and_score_their_own_rows(jobs: list[CellJob]) -> None:
+    results = dict(compute(jobs, ALONE, lambda cell, step: None))
+
+    rows = np.concatenate([result.valid_rows for result in results.values()])
+    assert sorted(rows.tolist()) == list(range(36))
+    for cell, result in results.items():
+        assert (jobs[0].fold_of[result.valid_rows] == cell.fold).all()
+    one, other, _ = results.values()
+    assert not np.allclose(one.test_logits, other.test_logits)
+
+
+def test_finished_cells_are_handed_over_before_a_later_one_fails(jobs: list[CellJob]) -> None:
+    work = compute([jobs[0], with_lr(jobs[1], 1e30)], ALONE, lambda cell, step: None)
+
+    assert next(work)[0] == jobs[0].cell
+    with pytest.raises(TrainingError, match="optimizer step"):
+        next(work)
+
+
+def test_there_are_no_more_workers_than_cells_and_cores_are_shared_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("cores are counted in another way here")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+
+    assert place(20, "cpu", None) == Placement(8, 1, ("cpu",))
+    assert place(3, "cpu", None) == Placement(3, 2, ("cpu",))
+    assert place(20, "cpu", 1) == Placement(1, 8, ("cpu",))
+    assert place(20, "cpu", 5) == Placement(5, 1, ("cpu",))
+    assert place(20, "cpu", 100) == Placement(100, 1, ("cpu",))
+
+
+def test_there_is_one_worker_for_each_gpu_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    assert place(20, None, None).devices == ("cuda:0", "cuda:1", "cuda:2")
+    assert place(20, "cuda", None).workers == 3
+    assert place(2, None, None).workers == 2
+    assert place(20, "cuda:1", None) == dataclasses.replace(
+        place(20, "cuda:1", 1), devices=("cuda:1",)
+    )
