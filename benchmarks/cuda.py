@@ -1,0 +1,170 @@
+"""Every check that needs a GPU, in one go, in less than eight minutes on a data-centre GPU.
+
+    python -m benchmarks.cuda
+    python -m benchmarks.cuda --data FOLDER --model FOLDER --cpu-scores metrics.json
+
+Parts: `gradients` (fp32 on the GPU against float64 on the CPU), `bf16` and `fp16` (gradients under
+autocast; training through an overflow), `main` (run_cv.py end to end, scores beside the CPU's) and
+`cost` (time and memory of a step, MiniLM and roberta-base shapes, bf16). Prints a table, writes
+JSON, exits with 1 if a check failed and with 2 if there is no GPU.
+
+`--device cpu` is a rehearsal: the same code on the CPU, to test this script. It shows nothing about
+a GPU, says so, and writes no JSON unless told where. Needs torch, transformers, scikit-learn,
+pandas and tqdm; with data and model given as folders it needs no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import checks, step_cost
+from benchmarks.checks import Check
+from benchmarks.environment import environment, publish, result_path
+from benchmarks.fp16_checks import check_fit, check_huge_scale
+from benchmarks.gradient_checks import check_bf16, check_fp16, check_gradients
+from benchmarks.main_job import MainJob, check_main_job
+from benchmarks.workload import from_shape
+from competition_kit.model_source import DEFAULT_MODEL
+from competition_kit.results.tables import text_table
+
+__all__ = ["main"]
+
+PARTS = ("gradients", "bf16", "fp16", "main", "cost")
+REHEARSED = ("gradients", "bf16", "fp16")  # the others take long on a CPU, so only when asked for
+# shape -> tokens of a row, rows of a batch: short texts on a small encoder leave a GPU waiting for
+# Python, 8192 tokens on a base-size one keep it busy
+COST = {"minilm": (32, 16), "roberta-base": (128, 64)}
+RECIPE_SPEED = 0.9  # at least; on a busy GPU, where times are the device's
+PEAK_OVER_RECIPE = 1.02
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the checks; return the exit code."""
+    options = _parser().parse_args(arguments)
+    rehearsal = options.device == "cpu"
+    if not rehearsal and not torch.cuda.is_available():
+        print(
+            "error: torch sees no CUDA device; --device cpu rehearses on the CPU", file=sys.stderr
+        )
+        return 2
+    if not rehearsal:
+        os.environ.setdefault(
+            "HF_HUB_OFFLINE", "1"
+        )  # a GPU machine may have no network to wait for
+    device = torch.device(options.device)
+    found: list[Check] = []
+    recorded: dict[str, Any] = {"rehearsal_on_cpu": rehearsal, "seconds": {}}
+    for part in options.parts or (REHEARSED if rehearsal else PARTS):
+        print(f"{part} ...", file=sys.stderr)
+        start = time.perf_counter()
+        found += _run(part, options, device, recorded)
+        recorded["seconds"][part] = time.perf_counter() - start
+    failed = [check for check in found if not check.ok]
+    recorded["failed"] = len(failed)
+    recorded["checks"] = checks.as_json(found)
+
+    facts = environment(device)
+    path = options.json or (None if rehearsal else result_path("cuda", facts))
+    for figures in recorded.get("step_cost", []):
+        print(f"\n{text_table(step_cost.HEADER, step_cost.table(figures))}")
+        print("\n".join(f"  {note}" for note in step_cost.notes(figures)))
+    remarks = [
+        f"seconds: {', '.join(f'{part} {taken:.0f}' for part, taken in recorded['seconds'].items())}",
+        f"{len(failed)} of {len(found)} checks FAILED"
+        if failed
+        else f"{len(found)} checks, all ok",
+    ]
+    if rehearsal:
+        remarks.append("REHEARSAL ON THE CPU: none of these figures is from a GPU")
+    publish(facts, checks.HEADER, checks.table(found), recorded, path, remarks)
+    return 1 if failed else 0
+
+
+def _run(
+    part: str, options: argparse.Namespace, device: torch.device, recorded: dict[str, Any]
+) -> Iterator[Check]:
+    if part == "gradients":
+        yield from check_gradients(device)
+    elif part == "bf16":
+        yield from check_bf16(device)
+    elif part == "fp16":
+        yield from check_fp16(device)
+        yield from check_fit(device)
+        yield from check_huge_scale(device)
+    elif part == "main":
+        job = MainJob(options.data, options.model, options.adv, options.epochs, options.max_length)
+        made, recorded["main_job"] = check_main_job(
+            job, options.device, cpu_metrics=options.cpu_scores, with_cpu=options.with_cpu
+        )
+        yield from made
+    else:
+        yield from _cost(device, recorded)
+
+
+def _cost(device: torch.device, recorded: dict[str, Any]) -> Iterator[Check]:
+    """Measure step costs; a rehearsal takes the small shape, and one step of it."""
+    all_figures = recorded.setdefault("step_cost", [])
+    on_gpu = device.type == "cuda"
+    for shape, (length, rows) in COST.items() if on_gpu else [("minilm", (16, 4))]:
+        workload = from_shape(
+            shape, length=length, batch_size=rows, batches=10 if on_gpu else 1, device=device
+        )
+        figures = step_cost.measure(workload, "bf16", repetitions=5 if on_gpu else 1)
+        all_figures.append(figures)
+        peaks = {
+            (variant["strategy"], variant["side"]): figures["resident_mb"] + variant["peak_step_mb"]
+            for variant in figures["variants"]
+        }
+        for variant in figures["variants"]:
+            name, fast = variant["strategy"], variant["times_as_fast_as_recipe"]
+            if variant["side"] != "kit" or fast is None:
+                continue
+            # a GPU that waits for Python measures Python: speed is then only reported
+            busy = on_gpu and length * rows >= 4096
+            bound = RECIPE_SPEED if busy else None
+            yield Check(
+                f"step cost, {shape}", f"{name}, as fast as recipe", fast["median"], bound, True
+            )
+            yield Check(
+                f"step cost, {shape}",
+                f"{name}, peak memory over recipe's",
+                peaks[name, "kit"] / peaks[name, "recipe"],
+                PEAK_OVER_RECIPE,
+            )
+        del workload
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cuda",
+        description="Every check that needs a GPU, in one go.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1; cpu rehearses")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help="else all")
+    parser.add_argument("--data", type=Path, default=step_cost.DATA, help="competition folder")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder or hub name")
+    parser.add_argument("--adv", default="fgm", help="strategy of the main job")
+    parser.add_argument("--epochs", type=int, default=2, help="of the main job")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens, in the main job")
+    parser.add_argument("--workers", type=int, help="of the main job (else run_cv.py's choice)")
+    parser.add_argument(
+        "--cpu-scores", type=Path, help="metrics.json of the same main job on a CPU"
+    )
+    parser.add_argument("--with-cpu", action="store_true", help="run it on the CPU too (minutes)")
+    parser.add_argument("--json", type=Path, help="where figures go (else benchmarks/results)")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

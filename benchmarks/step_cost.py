@@ -1,0 +1,256 @@
+"""Rows per second and peak memory of a training step: every strategy, and its pasted recipe.
+
+    python -m benchmarks.step_cost
+    python -m benchmarks.step_cost --shape roberta-base --device cuda --precision bf16
+
+A step is what `fit_fold` does with one batch: zeroed gradients, the forward and backward passes,
+clipping, fused AdamW. All variants train one model on the same batches, which are on the device
+before the clock starts, in one process. A repetition runs every variant once over all batches, in
+an order that rotates; ratios are taken inside a repetition, so that a slow spell of the machine
+falls on both sides. Figures are medians over the repetitions, with the least and the greatest.
+
+Predicted cost: forward 1, backward 2, backward to the shift alone 1, by the passes that each
+variant was seen to make. Peak memory (`peak_memory.step_peak`) is that of one step on the largest
+batch, beyond weights and optimizer state, which are the same for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import torch
+
+from benchmarks.environment import environment, publish, result_path
+from benchmarks.peak_memory import resident, step_peak
+from benchmarks.recipes import RECIPES
+from benchmarks.trainer import Passes, Trainer
+from benchmarks.workload import SHAPES, Workload, from_competition, from_shape
+from competition_kit.data.encoding import Batch
+from competition_kit.errors import KitError
+from competition_kit.model_source import DEFAULT_MODEL
+from competition_kit.strategies import STRATEGIES, Strategy
+from competition_kit.training.recipe import Precision
+
+__all__ = ["DATA", "HEADER", "main", "measure", "notes", "table"]
+
+DATA = Path("data") / "tweets"
+
+
+@dataclass
+class Variant:
+    """One way to make a step, and what was measured of it (seconds of each repetition)."""
+
+    strategy: str
+    side: str
+    step: Callable[[Batch], Passes]
+    passes: Passes
+    seconds: list[float]
+    peak_mb: float = 0.0
+
+
+def measure(
+    workload: Workload,
+    precision: Precision,
+    repetitions: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure all strategies and recipes on a workload; return the figures as a JSON object."""
+    trainer = Trainer(workload, precision)
+    largest = max(workload.batches, key=lambda batch: batch.input_ids.numel())
+    variants = [
+        Variant(name, side, step, step(largest), [])  # the first step also makes Adam's state
+        for name, cls in STRATEGIES.items()
+        for side, step in _sides(trainer, name, cls)
+    ]
+    for variant in variants:
+        for batch in workload.batches if workload.device.type == "cuda" else [largest]:
+            variant.step(batch)  # warm-up: kernels, caches, the allocator's blocks
+        variant.peak_mb = step_peak(lambda step=variant.step: step(largest), workload.device)  # type: ignore[misc]
+    for repetition in range(repetitions):
+        start = repetition * len(variants) // repetitions
+        for variant in variants[start:] + variants[:start]:
+            variant.seconds.append(_timed(variant.step, workload))
+        say(f"repetition {repetition + 1} of {repetitions} done")
+    stays = resident(trainer.model, trainer.optimizer)
+    return {
+        "workload": {
+            "label": workload.label,
+            "batch_size": len(workload.batches[0]),
+            "batches": len(workload.batches),
+            "tokens_per_row": workload.tokens_per_row,
+        },
+        "precision": precision,
+        "repetitions": repetitions,
+        "resident_mb": stays,
+        "variants": [_figures(variant, variants, workload.rows, stays) for variant in variants],
+    }
+
+
+def _sides(
+    trainer: Trainer, name: str, cls: type[Strategy]
+) -> list[tuple[str, Callable[[Batch], Passes]]]:
+    sides = [("kit", trainer.kit(cls()))]
+    if name in RECIPES:
+        sides.append(("recipe", trainer.pasted(RECIPES[name])))
+    return sides
+
+
+def _timed(step: Callable[[Batch], Passes], workload: Workload) -> float:
+    """Return the seconds of one step on each batch."""
+    wait = torch.cuda.synchronize if workload.device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    for batch in workload.batches:
+        step(batch)
+    wait()
+    return time.perf_counter() - start
+
+
+def _figures(
+    variant: Variant, variants: Sequence[Variant], rows: int, stays: float
+) -> dict[str, Any]:
+    by_key = {(other.strategy, other.side): other for other in variants}
+    plain = by_key["none", "kit"]
+    recipe = by_key.get((variant.strategy, "recipe")) if variant.side == "kit" else None
+    return {
+        "strategy": variant.strategy,
+        "side": variant.side,
+        "passes": asdict(variant.passes),
+        "predicted_ratio_to_plain": variant.passes.units / plain.passes.units,
+        "rows_per_second": _summary([rows / seconds for seconds in variant.seconds]),
+        "ratio_to_plain": _summary(_ratios(variant, plain)),
+        "times_as_fast_as_recipe": None if recipe is None else _summary(_ratios(recipe, variant)),
+        "peak_step_mb": variant.peak_mb,
+        "peak_step_ratio_to_plain": variant.peak_mb / plain.peak_mb,
+        "peak_ratio_to_plain": (stays + variant.peak_mb) / (stays + plain.peak_mb),
+        "seconds": variant.seconds,
+    }
+
+
+def _ratios(over: Variant, under: Variant) -> list[float]:
+    return [a / b for a, b in zip(over.seconds, under.seconds, strict=True)]
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+# -- what is printed ----------------------------------------------------------------------------
+
+HEADER = (
+    "strategy",
+    "side",
+    "rows/s",
+    "min-max",
+    "x plain",
+    "min-max",
+    "predicted",
+    "as fast as recipe",
+    "step MB",
+    "x plain",
+    "with weights",
+)
+
+
+def table(figures: dict[str, Any]) -> list[list[str]]:
+    """Return the lines of the printed table, a rule between strategies."""
+    lines: list[list[str]] = []
+    for variant in figures["variants"]:
+        if lines and variant["side"] == "kit":
+            lines.append([])
+        rate, ratio = variant["rows_per_second"], variant["ratio_to_plain"]
+        fast = variant["times_as_fast_as_recipe"]
+        lines.append(
+            [
+                variant["strategy"] if variant["side"] == "kit" else "",
+                variant["side"],
+                f"{rate['median']:.1f}",
+                f"{rate['min']:.1f}-{rate['max']:.1f}",
+                f"{ratio['median']:.2f}",
+                f"{ratio['min']:.2f}-{ratio['max']:.2f}",
+                f"{variant['predicted_ratio_to_plain']:.2f}",
+                "-"
+                if fast is None
+                else f"{fast['median']:.2f} ({fast['min']:.2f}-{fast['max']:.2f})",
+                f"{variant['peak_step_mb']:.0f}",
+                f"{variant['peak_step_ratio_to_plain']:.2f}",
+                f"{variant['peak_ratio_to_plain']:.2f}",
+            ]
+        )
+    return lines
+
+
+def notes(figures: dict[str, Any]) -> list[str]:
+    """Return what has to be said beside the table."""
+    work = figures["workload"]
+    return [
+        f"{work['label']}; {figures['precision']}; {work['batches']} batches of "
+        f"{work['batch_size']} rows, {work['tokens_per_row']:.1f} tokens a row; "
+        f"{figures['repetitions']} interleaved repetitions, medians",
+        "x plain: time, and memory, over the kit's own plain step; predicted from the passes seen",
+        f"step MB: peak beyond the {figures['resident_mb']:.0f} MB of weights and optimizer state; "
+        "with weights: the ratio when those are counted too",
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step_cost",
+        description="Rows per second and peak memory of a training step, strategies and recipes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder or hub name")
+    parser.add_argument("--data", type=Path, default=DATA, help="competition folder with the texts")
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights and tokens instead")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a row, with --shape")
+    parser.add_argument("--device", help="cpu or cuda (else cuda where there is one)")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help=" ")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows")
+    parser.add_argument("--batches", type=int, help="of a repetition (else 4, on CUDA 20)")
+    parser.add_argument("--repetitions", type=int, default=5, help="interleaved")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (else its own choice)")
+    parser.add_argument("--json", type=Path, help="where figures go (else benchmarks/results)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write; return the exit code."""
+    options = _parser().parse_args(arguments)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    size = {
+        "batch_size": options.batch_size,
+        "batches": options.batches or (20 if device.type == "cuda" else 4),
+        "device": device,
+    }
+    try:
+        if options.shape:
+            workload = from_shape(options.shape, length=options.length, **size)
+        else:
+            if options.data == DATA and not DATA.is_dir():
+                from competition_kit.data.prepare import prepare
+
+                prepare(DATA.name, DATA.parent)
+            workload = from_competition(options.model, options.data, **size)
+    except KitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    figures = measure(
+        workload, options.precision, options.repetitions, lambda line: print(line, file=sys.stderr)
+    )
+    facts = environment(device)
+    path = options.json or result_path("step_cost", facts)
+    publish(facts, HEADER, table(figures), figures, path, notes(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

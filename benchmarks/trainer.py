@@ -1,0 +1,97 @@
+"""Training steps of the kit and of pasted recipes, on the same model and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.recipes import Forward
+from benchmarks.workload import Workload, autocast
+from competition_kit.data.encoding import Batch
+from competition_kit.strategies import Strategy
+from competition_kit.training.model import parameter_groups
+from competition_kit.training.recipe import Precision
+from competition_kit.training.seeds import FoldSeeds
+from competition_kit.training.step import Step
+
+__all__ = ["Passes", "Trainer"]
+
+# so small that the last step sees the same model as the first: an overfitted one has gradients near
+# zero, which CPUs handle at another speed
+LEARNING_RATE = 1e-7
+MAX_GRAD_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of one step."""
+
+    forwards: int
+    backwards: int
+    input_backwards: int = 0
+
+    @property
+    def units(self) -> int:
+        """Cost in forwards: a backward is two, half of it for the weights."""
+        return self.forwards + 2 * self.backwards + self.input_backwards
+
+
+class Trainer:
+    """One model and optimizer, stepped by strategies and by recipes alike."""
+
+    def __init__(self, workload: Workload, precision: Precision) -> None:
+        self.model, self.device = workload.model, workload.device
+        self._objective = workload.objective
+        self._autocast = autocast(self.device, precision)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, 0.01), lr=LEARNING_RATE, fused=True
+        )
+        self._seeds = FoldSeeds(seed=0, fold=0)
+        self._number = count()
+
+    def kit(self, strategy: Strategy) -> Callable[[Batch], Passes]:
+        """Return the kit's step."""
+
+        def run(batch: Batch) -> Passes:
+            number = next(self._number)
+            self._seeds.seed_dropout(number, 0)
+            noise = self._seeds.attack(number, 0, self.device)
+            step = Step(
+                self.model, batch, self._objective, noise, self._autocast, self._scaler.scale
+            )
+            backwards = 0
+            with closing(strategy(step)) as losses:
+                for loss in losses:
+                    self._backward(loss)
+                    backwards += 1
+            self._update()
+            return Passes(step.forwards, backwards, step.input_backwards)
+
+        return run
+
+    def pasted(self, recipe: Callable[[Forward], None]) -> Callable[[Batch], Passes]:
+        """Return a plain loop's step with the recipe in it."""
+
+        def run(batch: Batch) -> Passes:
+            forward = Forward(self.model, batch, self._objective, self._backward, self._autocast)
+            recipe(forward)
+            self._update()
+            return Passes(forward.forwards, forward.backwards)
+
+        return run
+
+    def _backward(self, loss: Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def _update(self) -> None:
+        self._scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
