@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from competition_kit import __version__
-from competition_kit.errors import InputError, KitError
-from competition_kit.model_source import DEFAULT_MODEL, find_model
+from competition_kit.errors import InputError, KitError, did_you_mean
+from competition_kit.model_source import DEFAULT_MODEL, ModelSource, find_model
 from competition_kit.specs import format_spec, parse_spec
 from competition_kit.strategies import STRATEGIES
+from competition_kit.strategies.base import remarks
 from competition_kit.training.recipe import Precision, Recipe, default_lr
+from competition_kit.tricks import TRICKS, format_tricks, parse_tricks
+from competition_kit.tricks.pretrain import Pretrain
 
 if TYPE_CHECKING:
     from competition_kit.data.competition import Competition
@@ -53,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")
     ):
         arguments.insert(0, "cv")  # `run_cv.py --adv fgm` is `run_cv.py cv --adv fgm`
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(_with_settings(arguments))
         _talk()
         return options.run(options)
     except KitError as error:
@@ -125,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cv = commands.add_parser(
         "cv",
+        allow_abbrev=False,  # an abbreviated flag would escape the settings file's reader
         help="cross-validate, predict the test rows, write a submission (the default command)",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -144,8 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, metavar="RUN", help="a run folder: runs/tweets/...")
     report.set_defaults(run=_report)
 
-    tricks = commands.add_parser("tricks", help="list the strategies, or print one's method card")
-    tricks.add_argument("name", nargs="?", choices=tuple(STRATEGIES), metavar="NAME")
+    tricks = commands.add_parser(
+        "tricks", help="list strategies and tricks, or print one's method card"
+    )
+    tricks.add_argument("name", nargs="?", choices=(*STRATEGIES, *TRICKS), metavar="NAME")
+    tricks.add_argument("--markdown", action="store_true", help="all cards, as docs/tricks.md")
     tricks.set_defaults(run=_tricks)
     return parser
 
@@ -164,6 +171,15 @@ def _add_cv_flags(cv: argparse.ArgumentParser) -> None:
         default="none",
         metavar="STRATEGY",
         help=f'{", ".join(STRATEGIES)}; options in brackets, wrappers with +: "neftune(alpha=5)+fgm"',
+    )
+    what.add_argument(
+        "--tricks",
+        default="",
+        metavar="LIST",
+        help='losses, starts, rates, averages: "rdrop(alpha=0.5), ema, noisytune"',
+    )
+    what.add_argument(
+        "--settings", type=Path, help="TOML file with flags as keys; flags given here go before it"
     )
     what.add_argument("--model", default=DEFAULT_MODEL, help="model folder or hub name")
     what.add_argument(
@@ -229,6 +245,42 @@ def _add_cv_flags(cv: argparse.ArgumentParser) -> None:
     where.add_argument("--fresh", action="store_true", help="compute finished cells again")
 
 
+def _with_settings(arguments: list[str]) -> list[str]:
+    """Put the flags of a `--settings` file before those of the command line, which win.
+
+    Raises:
+        InputError: if the file is missing, is no TOML, or has a key that is no flag.
+    """
+    import tomllib
+
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--settings", type=Path)
+    path = flags.parse_known_args(arguments)[0].settings
+    if path is None or arguments[0] != "cv":
+        return arguments
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("no such file", file=path, remedy="check --settings") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is not valid TOML ({error})", file=path) from None
+    cv = argparse.ArgumentParser(add_help=False)
+    _add_cv_flags(cv)
+    known = [name[2:] for action in cv._actions for name in action.option_strings]
+    found: list[str] = []
+    for key, value in content.items():
+        name = key.replace("_", "-")
+        if name not in known or name == "settings":
+            raise InputError(f"unknown key {key!r}{did_you_mean(name, known)}", file=path)
+        if isinstance(value, bool):
+            found += [f"--{name}"] if value else []
+        elif isinstance(value, list):
+            found += [f"--{name}", *map(str, value)]
+        else:
+            found += [f"--{name}", str(value)]
+    return ["cv", *found, *arguments[1:]]
+
+
 # -- commands -----------------------------------------------------------------------------------
 
 
@@ -249,15 +301,14 @@ def _lines(path: Path) -> int:
 
 
 def _tricks(options: argparse.Namespace) -> int:
-    import inspect
+    from competition_kit.tricks.cards import card, catalogue, markdown
 
-    if options.name:
-        cls = STRATEGIES[options.name]
-        print(f"{format_spec(cls(), STRATEGIES)}\n\n{inspect.getdoc(cls)}")
-        return 0
-    for name, cls in STRATEGIES.items():
-        print(f"{name:10} {(inspect.getdoc(cls) or '').splitlines()[0]}")
-    print("\nmethod card: python run_cv.py tricks NAME")
+    if options.markdown:
+        print(markdown(), end="")
+    elif options.name:
+        print(card(options.name))
+    else:
+        print(catalogue())
     return 0
 
 
@@ -317,11 +368,12 @@ def _report(options: argparse.Namespace) -> int:
 def _cv(options: argparse.Namespace) -> int:
     started = time.monotonic()
     strategy = parse_spec(options.adv, STRATEGIES)
-    for remark in getattr(strategy, "remarks", list)():
+    for remark in remarks(strategy):
         log.warning(remark)
     spec = format_spec(strategy, STRATEGIES)
     if strategy.strength == 0 and spec != "none":
         log.warning("%s has strength 0: this is the baseline under another name", spec)
+    tricks = parse_tricks(options.tricks)
     competition = _competition(options)
 
     from competition_kit.data.folds import audit
@@ -347,14 +399,19 @@ def _cv(options: argparse.Namespace) -> int:
         max_grad_norm=options.max_grad_norm,
         precision=_precision(options.precision, device),
     )
+    max_length = options.max_length or min(MAX_LENGTH, source.max_length)
+    for trick in tricks:
+        if isinstance(trick, Pretrain):
+            source = _adapted(trick, competition, source, max_length, options.out, device, recipe)
     plan = make_plan(
         competition,
         source,
         strategy=spec,
+        tricks=format_tricks(tricks),
         recipe=recipe,
         pooling=options.pooling,
         dropout=options.dropout,
-        max_length=options.max_length or min(MAX_LENGTH, source.max_length),
+        max_length=max_length,
         seeds=seeds,
         out=options.out,
     )
@@ -385,6 +442,39 @@ def _cv(options: argparse.Namespace) -> int:
         written = _write_report(plan)
     _print_outcome(plan, outcome, time.monotonic() - started, placement.workers, written)
     return 0
+
+
+def _adapted(
+    trick: Pretrain,
+    competition: Competition,
+    source: ModelSource,
+    max_length: int,
+    out: Path,
+    device: str,
+    recipe: Recipe,
+) -> ModelSource:
+    """Return the encoder after pretraining on the competition's texts, made now or found."""
+    from competition_kit.harness.cross_validation import tokens_of
+    from competition_kit.harness.pretraining import adapted_encoder
+    from competition_kit.progress import bar_of_unknown_length
+
+    home = out / competition.name
+    tokens = tokens_of(competition, source, max_length, home)
+    log.info(
+        "pretrain: the texts of %d training and %d test rows are used, without labels",
+        len(competition.train),
+        len(competition.test),
+    )
+    with bar_of_unknown_length("pretraining") as on_step:
+        return adapted_encoder(
+            source,
+            tokens,
+            trick,
+            home,
+            device=device,
+            precision=recipe.precision,
+            on_step=on_step,
+        )
 
 
 def _competition(options: argparse.Namespace) -> Competition:
@@ -440,9 +530,17 @@ def _headline(plan: Plan, workers: int, device: str) -> str:
     competition, cells = plan.competition, len(plan.cells)
     return (
         f"{competition.rules.title}: {len(competition.train)} training rows, "
-        f"{len(competition.classes)} classes; {plan.arm.strategy}; {plan.source.short_name}, "
+        f"{len(competition.classes)} classes; {_said(plan)}; {plan.source.short_name}, "
         f"lr {plan.arm.training['lr']:g}; {cells} cells on {workers} x {device}"
     )
+
+
+def _said(plan: Plan) -> str:
+    """Return strategy and tricks without what is at its default, for people."""
+    strategy = parse_spec(plan.arm.strategy, STRATEGIES)
+    parts = [format_spec(strategy, STRATEGIES, defaults=False)]
+    parts += [format_spec(trick, TRICKS, defaults=False) for trick in parse_tricks(plan.arm.tricks)]
+    return ", ".join(parts)
 
 
 def _write_report(plan: Plan) -> Path | None:
@@ -496,7 +594,7 @@ def _print_outcome(
         f"{count:g} {name.replace('_', '-')}" for name, count in passes.items() if count
     )
     direction = "" if outcome.metric.greater_is_better else ", lower is better"
-    print(f"\n{plan.competition.name}: {outcome.metric.name}{direction}, {plan.arm.strategy}")
+    print(f"\n{plan.competition.name}: {outcome.metric.name}{direction}, {_said(plan)}")
     print(text_table(header, rows))
     if several:
         print("  pooled OOF of 'mean': of the probabilities averaged over seeds")

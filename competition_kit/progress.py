@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from competition_kit.harness.cells import Cell
 
-__all__ = ["BarHandler", "Progress"]
+__all__ = ["BarHandler", "Progress", "bar_of_unknown_length"]
 
 BAR = "{desc}: {percentage:3.0f}%|{bar:20}| [{elapsed}, {remaining} left]{postfix}"
 
@@ -119,3 +120,20 @@ def _bar(total: int, title: str) -> tqdm:
         mininterval=15.0 if quiet else 0.2,  # a log file gets a line now and then
         dynamic_ncols=True,
     )
+
+
+@contextmanager
+def bar_of_unknown_length(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a callback (steps so far, steps in all) that shows a bar from its first call on."""
+    bars: list[tqdm] = []
+
+    def advance(step: int, total: int) -> None:
+        if not bars:
+            bars.append(_bar(total, title))
+        bars[0].update(step - bars[0].n)
+
+    try:
+        yield advance
+    finally:
+        for bar in bars:
+            bar.close()

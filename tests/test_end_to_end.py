@@ -26,6 +26,9 @@ from scipy.special import expit, softmax
 from sklearn.metrics import accuracy_score, f1_score
 
 from competition_kit.cli import main
+from competition_kit.specs import parse_spec
+from competition_kit.strategies import STRATEGIES
+from competition_kit.strategies.fgm import FGM
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--epochs", "1", "--folds", "3", "--workers", "1", "--lr", "1e-3", "--device", "cpu"]
@@ -253,7 +256,7 @@ def test_the_table_in_the_terminal_shows_these_scores(finished: Run) -> None:
 def test_config_says_what_the_numbers_depend_on(finished: Run) -> None:
     config = finished.config
     arm = config["arm"]
-    assert arm["strategy"] == "fgm(epsilon=1.0, scope='table')"
+    assert parse_spec(arm["strategy"], STRATEGIES) == FGM()
     assert (arm["pooling"], arm["dropout"]) == ("mean", 0.1)
     training = {"epochs": 1, "lr": 1e-3, "batch_size": 16, "schedule": "linear"}
     assert training.items() <= arm["training"].items()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -121,23 +121,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def to(self, device: torch.device) -> Batch:
+    @property
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """What a model's forward takes, in order."""
+        return self.input_ids, self.attention_mask, self.type_ids
+
+    def to(self, device: torch.device) -> Self:
         """Return the batch on a device (the copies do not wait for each other)."""
         if device.type == "cpu":
             return self
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            return tensor.pin_memory().to(device, non_blocking=True)
-
-        ids, mask, slots = (
-            move(self.input_ids),
-            move(self.attention_mask),
-            move(self.slots),
-        )
-        assert ids is not None and mask is not None and slots is not None
-        return Batch(ids, mask, move(self.type_ids), move(self.labels), slots, self.distinct)
+        tensors: dict[str, Any] = {
+            item.name: value.pin_memory().to(device, non_blocking=True)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def collate(encoded: Encoded, rows: np.ndarray, labels: np.ndarray | None) -> Batch:

@@ -31,7 +31,7 @@ class Arm:
 
     Attributes:
         model, model_hash: the encoder's name and content.
-        strategy: spec string with every hyper-parameter.
+        strategy, tricks: spec strings with every hyper-parameter.
         training: a `Recipe` as a dict.
         data_hash, fold_hash: so that cells of other data or folds never mix in.
     """
@@ -39,6 +39,7 @@ class Arm:
     model: str
     model_hash: str
     strategy: str
+    tricks: str
     pooling: str
     dropout: float
     max_length: int

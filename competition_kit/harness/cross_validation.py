@@ -36,9 +36,10 @@ from competition_kit.model_source import SMALL_FILES, ModelSource
 from competition_kit.results.metrics import Metric, find_metric, to_probabilities
 from competition_kit.results.oof import oof_table
 from competition_kit.results.submission import make_submission
+from competition_kit.specs import spec_names
 from competition_kit.training.recipe import Recipe, optimizer_steps
 
-__all__ = ["CVResult", "Plan", "cross_validate", "make_plan", "mean_and_sd"]
+__all__ = ["CVResult", "Plan", "cross_validate", "make_plan", "mean_and_sd", "tokens_of"]
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ def make_plan(
     source: ModelSource,
     *,
     strategy: str,
+    tricks: str,
     recipe: Recipe,
     pooling: str,
     dropout: float,
@@ -145,6 +147,7 @@ def make_plan(
         model=source.name,
         model_hash=source.hash,
         strategy=strategy,
+        tricks=tricks,
         pooling=pooling,
         dropout=dropout,
         max_length=max_length,
@@ -152,7 +155,7 @@ def make_plan(
         data_hash=competition.data_hash,
         fold_hash=folds.hash,
     )
-    name = f"{source.short_name}-{_strategy_slug(strategy)}"
+    name = "-".join([source.short_name, *spec_names(strategy), *spec_names(tricks)])
     steps = {
         Cell(seed, fold): optimizer_steps(len(folds.training(fold)), recipe)
         for seed in seeds
@@ -165,7 +168,7 @@ def make_plan(
         source=source,
         seeds=seeds,
         folder=RunFolder(home / f"{slug(name)[:60]}-{arm.hash[:8]}"),
-        encoded=_tokens(competition, source, max_length, home),
+        encoded=tokens_of(competition, source, max_length, home),
         steps=steps,
     )
 
@@ -176,12 +179,7 @@ def _groups(competition: Competition) -> list[list[str]]:
     return [[] if column is None else column.tolist() for column in columns]
 
 
-def _strategy_slug(strategy: str) -> str:
-    """Return the names in a spec string: "neftune(alpha=5.0)+fgm(epsilon=1.0)" -> "neftune-fgm"."""
-    return "-".join(part.split("(")[0].strip() for part in strategy.split("+"))
-
-
-def _tokens(competition: Competition, source: ModelSource, max_length: int, home: Path) -> Path:
+def tokens_of(competition: Competition, source: ModelSource, max_length: int, home: Path) -> Path:
     """Return the file with the tokens of the training rows, then the test rows; make it once."""
     from competition_kit.data.encoding import encode
     from competition_kit.training.model import load_tokenizer

@@ -16,9 +16,19 @@ from competition_kit.specs import parse_spec
 from competition_kit.strategies import STRATEGIES
 from competition_kit.training.fit import fit_fold, predict
 from competition_kit.training.model import build_classifier
-from competition_kit.training.objectives import OBJECTIVES
+from competition_kit.training.objectives import CRITERIA, Criterion, Once
 from competition_kit.training.recipe import Recipe
 from competition_kit.training.seeds import FoldSeeds
+from competition_kit.training.step import Objective
+from competition_kit.tricks import Trick, parse_tricks
+from competition_kit.tricks.base import (
+    Averages,
+    ChangesCriterion,
+    ChangesModel,
+    ChangesObjective,
+    GroupsParameters,
+    MasksGradients,
+)
 
 __all__ = ["train_cell"]
 
@@ -41,13 +51,18 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
     test_rows = np.arange(len(job.fold_of), len(encoded))
 
     torch.manual_seed(seeds.derive("load"))  # whatever a model class draws while it is built
+    tricks = parse_tricks(arm.tricks)
     model = build_classifier(
         job.model_folder,
         job.classes,
         pooling=arm.pooling,  # type: ignore[arg-type]
         dropout=arm.dropout,
         generator=seeds.head(),
-    ).to(device)
+    )
+    for trick in tricks:
+        if isinstance(trick, ChangesModel):
+            trick.prepare(model, seeds.trick(type(trick).__name__))
+    model.to(device)
 
     start = time.perf_counter()
     log = fit_fold(
@@ -56,9 +71,12 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         job.labels,
         train_rows,
         strategy=parse_spec(arm.strategy, STRATEGIES),
-        objective=OBJECTIVES[job.task](),
+        objective=_objective(job, tricks, train_rows),
         recipe=recipe,
         seeds=seeds,
+        groups=next((t for t in tricks if isinstance(t, GroupsParameters)), None),
+        masks=next((t for t in tricks if isinstance(t, MasksGradients)), None),
+        averages=next((t for t in tricks if isinstance(t, Averages)), None),
         on_step=on_step,
     )
     fitted = time.perf_counter()
@@ -90,6 +108,18 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         threads=torch.get_num_threads(),
     )
+
+
+def _objective(job: CellJob, tricks: tuple[Trick, ...], train_rows: np.ndarray) -> Objective:
+    """Return the loss of the task, as the tricks change it; they see the training rows only."""
+    criterion: Criterion = CRITERIA[job.task]()
+    for trick in tricks:
+        if isinstance(trick, ChangesCriterion):
+            criterion = trick.criterion(criterion, job.labels[train_rows], job.classes)
+    for trick in tricks:
+        if isinstance(trick, ChangesObjective):
+            return trick.objective(criterion)
+    return Once(criterion)
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -17,12 +17,19 @@ here. The contract tests (`tests/strategies/test_contract.py`) pick it up from t
 in this package imports torch when it is loaded, so that specs are checked before anything slow.
 """
 
+from competition_kit.strategies.alum import ALUM
+from competition_kit.strategies.awp import AWP
 from competition_kit.strategies.base import Strategy
 from competition_kit.strategies.fgm import FGM
+from competition_kit.strategies.fgsm import FGSM
 from competition_kit.strategies.freelb import FreeLB
 from competition_kit.strategies.neftune import NEFTune
 from competition_kit.strategies.none import Plain
 from competition_kit.strategies.pgd import PGD
+from competition_kit.strategies.r3f import R3F
+from competition_kit.strategies.sam import ASAM, SAM
+from competition_kit.strategies.smart import SMART
+from competition_kit.strategies.vat import VAT
 
 __all__ = ["STRATEGIES", "Strategy"]
 
@@ -30,6 +37,14 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "none": Plain,
     "neftune": NEFTune,
     "fgm": FGM,
+    "fgsm": FGSM,
     "pgd": PGD,
     "freelb": FreeLB,
+    "vat": VAT,
+    "alum": ALUM,
+    "smart": SMART,
+    "r3f": R3F,
+    "awp": AWP,
+    "sam": SAM,
+    "asam": ASAM,
 }

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from competition_kit.training.step import Step
 
-__all__ = ["Strategy", "check_at_least"]
+__all__ = ["Strategy", "check_at_least", "remarks", "start_epoch"]
 
 
 @runtime_checkable
@@ -35,3 +35,16 @@ def check_at_least(least: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
             raise ValueError(f"{name} must be at least {least:g}, got {value:g}")
+
+
+def start_epoch(strategy: Strategy) -> float:
+    """Return when a strategy or one inside it begins to act, the latest of them."""
+    inner = getattr(strategy, "inner", None)
+    own: float = getattr(strategy, "start_epoch", 0.0)
+    return own if inner is None else max(own, start_epoch(inner))
+
+
+def remarks(strategy: Strategy) -> list[str]:
+    """Return what a strategy has to say about its settings before a run (see `PGD.remarks`)."""
+    found: list[str] = getattr(strategy, "remarks", list)()
+    return found

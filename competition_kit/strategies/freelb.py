@@ -27,7 +27,8 @@ class FreeLB:
     Options:      passes="steps": K passes and K - 1 ascents, as in the authors' transformers
                   version. passes="steps+1": K + 1 passes and K ascents, as in their fairseq version.
                   max_norm=0: no projection, as in both. norm="linf": init is U(-init, init),
-                  ascent by g / max|g|, projection by clamping.
+                  ascent by g / max|g|, projection by clamping. dropout="shared": one mask for the
+                  whole path (the paper's section 3.3; the authors' code shares some of the masks).
     Cost:         K forwards, K backwards (3K units: 9 at K = 3); one of each more for "steps+1".
     Sane range:   steps 2 to 4, step_size 0.03 to 0.2, init 0 to 0.6, max_norm 0 to 0.6 (the
                   authors' scripts, base to xxlarge encoders).
@@ -42,6 +43,7 @@ class FreeLB:
     max_norm: float = 0.0
     norm: Literal["l2", "linf"] = "l2"
     passes: Literal["steps", "steps+1"] = "steps"
+    dropout: Literal["fresh", "shared"] = "fresh"
 
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps)
@@ -56,6 +58,10 @@ class FreeLB:
         return self.steps + (self.passes == "steps+1")
 
     def __call__(self, step: Step) -> Generator[Tensor, None, None]:
+        with step.dropout(self.dropout):
+            yield from self._path(step)
+
+    def _path(self, step: Step) -> Generator[Tensor, None, None]:
         shift = step.new_shift(self._start(step))
         for t in range(self._count):
             yield step.loss(shift) / self._count  # fills shift.grad too

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from competition_kit.strategies.base import Strategy, check_at_least
+from competition_kit.strategies.base import Strategy, check_at_least, remarks
 from competition_kit.strategies.none import Plain
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class NEFTune:
     @property
     def strength(self) -> float:
         return max(self.alpha, self.inner.strength)
+
+    def remarks(self) -> list[str]:
+        return remarks(self.inner)
 
     def __call__(self, step: Step) -> Generator[Tensor, None, None]:
         with step.standing(self._noise(step)):

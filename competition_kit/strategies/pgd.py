@@ -24,7 +24,9 @@ class PGD:
                   P scales back to norm epsilon;  gradient = dL(E) + dL(E + r_K), r_K constant
     Paper:        Madry et al., ICLR 2018, arXiv 1706.06083 (section 2.1), in the form that
                   competitions use (with the clean gradient; L2 instead of sign).
-    Options:      scope as in fgm: "table" (the recipe) or "example" (a ball for each text).
+    Options:      scope as in fgm: "table" (the recipe) or "example" (a ball for each text),
+                  or "token" (a ball for each position).
+                  dropout="shared": all passes have the same masks.
     Cost:         K + 1 forwards, 2 backwards, K - 1 input-only backwards (2K + 4 units: 10 at
                   K = 3; the recipe spends 3K + 3 = 12).
     Sane range:   steps 3, step_size 0.3; epsilon below steps * step_size, or it has no effect.
@@ -37,6 +39,7 @@ class PGD:
     step_size: float = 0.3
     steps: int = 3
     scope: Literal["table", "example", "token"] = "table"
+    dropout: Literal["fresh", "shared"] = "fresh"
 
     def __post_init__(self) -> None:
         check_at_least(0.0, epsilon=self.epsilon, step_size=self.step_size)
@@ -57,6 +60,10 @@ class PGD:
         ]
 
     def __call__(self, step: Step) -> Generator[Tensor, None, None]:
+        with step.dropout(self.dropout):
+            yield from self._climb(step)
+
+    def _climb(self, step: Step) -> Generator[Tensor, None, None]:
         shift = step.new_shift()
         yield step.loss(shift)  # the clean pass also fills shift.grad
         assert shift.grad is not None, "the loop must back-propagate every yielded loss"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from competition_kit.errors import InputError
 from competition_kit.files import atomic_write
+from competition_kit.training.weights import settle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "POOLINGS",
     "Classifier",
+    "EncoderModel",
     "build_classifier",
     "load_tokenizer",
     "parameter_groups",
@@ -31,7 +33,17 @@ POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "max", "attention")
 HEAD_STD = 0.02  # BERT's initializer_range
 
 
-class Classifier(nn.Module):
+class EncoderModel(nn.Module):
+    """A module around an encoder, which it calls `encoder`."""
+
+    encoder: nn.Module
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embedding, whatever the encoder calls it."""
+        return self.encoder.get_input_embeddings()  # type: ignore[operator]
+
+
+class Classifier(EncoderModel):
     """Encoder, pooling over tokens, dropout, one linear layer.
 
     Args:
@@ -40,7 +52,13 @@ class Classifier(nn.Module):
         pooling: how [B, T, D] becomes [B, D]; padding never takes part.
         dropout: on the pooled vector.
         generator: initialises the head, so that it depends on nothing else.
+
+    Attributes:
+        dropout_samples: in training, how many dropout masks J the head sees for each text; the
+            logits are then [J * B, C], one block of B after the other.
     """
+
+    dropout_samples: int = 1
 
     def __init__(
         self,
@@ -63,10 +81,6 @@ class Classifier(nn.Module):
                 nn.init.normal_(layer.weight, std=HEAD_STD, generator=generator)
                 nn.init.zeros_(layer.bias)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embedding, whatever the encoder calls it."""
-        return self.encoder.get_input_embeddings()  # type: ignore[operator]
-
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, type_ids: Tensor | None = None
     ) -> Tensor:
@@ -75,7 +89,10 @@ class Classifier(nn.Module):
         hidden = self.encoder(
             input_ids=input_ids, attention_mask=attention_mask, **segments
         ).last_hidden_state  # [B, T, D]
-        return self.head(self.dropout(self._pooled(hidden, attention_mask)))
+        pooled = self._pooled(hidden, attention_mask)
+        if self.training and self.dropout_samples > 1:
+            pooled = pooled.repeat(self.dropout_samples, 1)
+        return self.head(self.dropout(pooled))
 
     def _pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Return [B, D] from hidden states [B, T, D]."""
@@ -94,6 +111,7 @@ class Classifier(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write all weights to a safetensors file, atomically."""
+        settle(self)
         with atomic_write(path, "wb") as file:
             file.write(
                 save({name: value.contiguous() for name, value in self.state_dict().items()})
@@ -168,13 +186,13 @@ def _drop_pooler(encoder: Any) -> None:
         encoder.pooler = None
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Return optimizer groups: matrices decay, vectors (biases, LayerNorm) do not.
 
     Decided by shape, not by name, so that it holds for every encoder.
     """
     trainable: Iterable[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
     return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
     ]

@@ -35,6 +35,14 @@ class FoldSeeds:
         """Return the generator of an epoch's row order."""
         return np.random.default_rng(self.derive("order", epoch))
 
+    def trick(self, name: str) -> torch.Generator:
+        """Return the generator of what a trick draws before training."""
+        return torch.Generator().manual_seed(self.derive("trick-" + name))
+
+    def gradient_mask(self, step: int, device: torch.device) -> torch.Generator:
+        """Return the generator of a random gradient mask for one optimizer step."""
+        return torch.Generator(device).manual_seed(self.derive("gradient-mask", step))
+
     def seed_dropout(self, step: int, micro: int) -> None:
         """Seed torch's global generators, which only dropout uses, for one micro-batch."""
         torch.manual_seed(self.derive("dropout", step, micro))

@@ -1,49 +1,60 @@
-"""What a strategy may know: one batch, its loss at a shifted embedding, and the geometry of shifts.
+"""What a strategy may know: one batch, and its loss wherever the strategy wants it.
 
-A *shift* is a tensor [B, T, H] added to the output of the word embeddings (H is their width).
+The shifts that a strategy makes, and their geometry, are in `shifts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from competition_kit.data.encoding import Batch
+from competition_kit.training.divergence import DIVERGENCES, Divergence
+from competition_kit.training.shifts import Scope, ShiftSpace
+from competition_kit.training.weights import moved, stored_weight
 
 __all__ = ["Objective", "Scope", "Step"]
 
-Scope = Literal["table", "example", "token"]
-Norm = Literal["l2", "linf"]
+Dropout = Literal["fresh", "shared"]
+WeightSet = Literal["linear", "matrices", "all"]
 
 
 class Objective(Protocol):
-    """The loss of one forward pass; see `competition_kit.training.objectives`."""
+    """What is minimised at one point; see `competition_kit.training.objectives`."""
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor: ...
+    def __call__(self, step: Step, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the scalar loss at shifted embeddings, and the logits of its first pass."""
+        ...
 
 
 def _identity(loss: Tensor) -> Tensor:
     return loss
 
 
-class Step:
+class Step(ShiftSpace):
     """One micro-batch of one optimizer step, as strategies see it.
 
     Strategies yield losses made by `loss(shift)`; the loop back-propagates them. The counters say
-    what a step really did: `forwards`, `input_backwards` (gradients of a shift alone).
+    what a step really did: `forwards`, of which `input_backwards` were followed by a backward pass to
+    the shift alone and `no_grad_forwards` by none; all others by a full one.
 
     Args:
         model: a `Classifier`, in training mode.
         batch: on the model's device, with labels.
-        objective: logits [B, C], labels -> scalar.
+        objective: the loss at one point of embedding space.
         generator: source of the strategy's noise, on the model's device.
         autocast: makes the context of a forward pass (mixed precision), or None.
         scale: multiplies a loss before an input-only backward (fp16 needs it: small gradients
-            would vanish). Directions are normalised, so the factor never reaches a strategy.
+            would vanish); `gradient` takes the factor out again.
+        momentum: returns an optimizer's running mean of a parameter's gradient, or None where it
+            has none yet.
+        epoch: how many epochs of training are behind this step.
+        number: optimizer steps taken so far; `progress`: the same as a part of all, in [0, 1).
+        memory: a place that outlives the step, for strategies that look back.
     """
 
     def __init__(
@@ -54,33 +65,51 @@ class Step:
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager] | None = None,
         scale: Callable[[Tensor], Tensor] = _identity,
+        *,
+        momentum: Callable[[nn.Parameter], Tensor | None] = lambda parameter: None,
+        epoch: float = 0.0,
+        number: int = 0,
+        progress: float = 0.0,
+        memory: dict[str, Any] | None = None,
     ) -> None:
+        super().__init__(batch, model.get_input_embeddings(), generator)  # type: ignore[operator]
         self.model = model
-        self.batch = batch
         self.objective = objective
-        self.generator = generator
         self.forwards = 0
         self.input_backwards = 0
+        self.no_grad_forwards = 0
+        self.epoch = epoch
+        self.number = number
+        self.progress = progress
+        self.memory = {} if memory is None else memory
+        self.notes: dict[str, Tensor] = {}  # what a strategy wants in the log, detached scalars
         self.first_loss: Tensor | None = None  # detached; of the first pass, before any weighting
         self.shift_norm: Tensor | None = None  # largest mean over examples of a pass's shift norm
         self._autocast = autocast or nullcontext
         self._scale = scale
-        self._embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+        self._momentum = momentum
         self._standing: Tensor | None = None
-        self._attended = batch.attention_mask.unsqueeze(-1)  # [B, T, 1]
+        self._shared_dropout = False
+        self._dropout_states: dict[int, list[Tensor]] = {}
 
     # -- passes -----------------------------------------------------------------------------
 
-    def logits(self, shift: Tensor | None = None) -> Tensor:
-        """Return the logits [B, C] with the embeddings shifted; at least fp32."""
+    def logits(self, shift: Tensor | None = None, draw: int = 0) -> Tensor:
+        """Return the logits [B, C] with the embeddings shifted; at least fp32.
+
+        Args:
+            shift: [B, T, H], or None.
+            draw: with shared dropout, passes of the same draw have the same masks.
+        """
         total = shift if self._standing is None else self._standing
         if shift is not None and self._standing is not None:
             total = self._standing + shift
+        if self._shared_dropout:
+            self._replay_dropout(draw)
         with _shifted(self._embedding, total), self._autocast():
-            logits = self.model(
-                self.batch.input_ids, self.batch.attention_mask, self.batch.type_ids
-            )
+            logits = self.model(*self.batch.inputs)
         self.forwards += 1
+        self.no_grad_forwards += not torch.is_grad_enabled()
         if total is not None:
             norm = total.detach().flatten(1).norm(dim=1).mean()
             self.shift_norm = norm if self.shift_norm is None else self.shift_norm.maximum(norm)
@@ -88,21 +117,38 @@ class Step:
 
     def loss(self, shift: Tensor | None = None) -> Tensor:
         """Return the objective's scalar loss, the mean over the batch, at the shifted embeddings."""
-        assert self.batch.labels is not None, "training batches carry labels"
-        loss = self.objective(self.logits(shift), self.batch.labels)
+        return self.supervised(shift)[0]
+
+    def supervised(self, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the logits [B, C] of the pass that it comes from."""
+        loss, logits = self.objective(self, shift)
         if self.first_loss is None:
             self.first_loss = loss.detach()
-        return loss
+        return loss, logits
 
-    def gradient(self, shift: Tensor) -> Tensor:
+    def divergence(self, kind: Divergence, reference: Tensor, shift: Tensor) -> Tensor:
+        """Return the mean divergence of the prediction at a shift from reference logits [B, C]."""
+        return self.between(kind, reference, self.logits(shift, draw=0))
+
+    def between(self, kind: Divergence, reference: Tensor, moved_logits: Tensor) -> Tensor:
+        """Return the mean divergence between two predictions, given as logits [B, C]."""
+        return DIVERGENCES[kind](reference, moved_logits, self.multi_label).mean()
+
+    def gradient(self, shift: Tensor, loss: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return dLoss/dshift [B, T, H] by a backward pass that computes no weight gradient.
 
         About half the cost of a full backward; leaves every `.grad` as it was.
+
+        Args:
+            shift: where to take the gradient.
+            loss: what of, a function of the shift that returns a scalar; the objective if None.
         """
         leaf = shift.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self._scale(self.loss(leaf)), leaf)
-        self.input_backwards += 1
-        return gradient
+        before = self.forwards
+        value = (loss or self.loss)(leaf)
+        (gradient,) = torch.autograd.grad(self._scale(value), leaf)
+        self.input_backwards += self.forwards - before
+        return gradient / self._scale(torch.ones_like(value))
 
     @contextmanager
     def standing(self, shift: Tensor) -> Iterator[None]:
@@ -114,109 +160,103 @@ class Step:
         finally:
             self._standing = outer
 
-    # -- shifts -----------------------------------------------------------------------------
+    @contextmanager
+    def dropout(self, kind: Dropout) -> Iterator[None]:
+        """Choose the dropout masks of the passes inside the block.
 
-    def new_shift(self, start: Tensor | None = None) -> Tensor:
-        """Return a leaf [B, T, H] that collects `.grad`: zeros, or a detached copy of `start`."""
-        if start is not None:
-            return start.detach().requires_grad_()
-        return self._empty().zero_().requires_grad_()
-
-    def uniform(self) -> Tensor:
-        """Return noise [B, T, H], uniform on [-1, 1], from the strategy's own generator."""
-        return self._empty().uniform_(-1.0, 1.0, generator=self.generator)
-
-    def gaussian(self) -> Tensor:
-        """Return noise [B, T, H], standard normal, from the strategy's own generator."""
-        return self._empty().normal_(generator=self.generator)
-
-    @property
-    def mask(self) -> Tensor:
-        """[B, T, 1], one where there is a token and zero on padding, in the shift's dtype."""
-        return self._attended.to(self._weight.dtype)
-
-    @property
-    def lengths(self) -> Tensor:
-        """[B, 1, 1] true length of each example."""
-        return self.mask.sum(dim=1, keepdim=True)
-
-    @property
-    def padded_length(self) -> int:
-        """T, the length that the batch was padded to."""
-        return self.batch.input_ids.shape[1]
-
-    @property
-    def width(self) -> int:
-        """H, the width of the word embeddings."""
-        return self._weight.shape[1]
-
-    # -- geometry ---------------------------------------------------------------------------
-
-    def norm(self, shift: Tensor, scope: Scope, order: Norm = "l2") -> Tensor:
-        """Return the norm of a shift, shaped to divide it.
-
-        `example`: [B, 1, 1]; `token`: [B, T, 1]; `table`: [1, 1, 1], the Frobenius norm of the
-        change of the embedding table that equals this shift (each distinct token counts once).
+        `fresh`: each pass draws its own. `shared`: every pass repeats the masks of the step's first
+        pass, by putting torch's generators back to where they were before it; exact for every kind
+        of dropout, whatever the model calls it.
         """
-        dims = {"example": (1, 2), "token": (2,), "table": (0, 1, 2)}[scope]
-        if order == "linf":
-            return shift.abs().amax(dim=dims, keepdim=True)
-        squares = shift.square()
-        if scope == "table":
-            squares = squares * self._once
-        return squares.sum(dim=dims, keepdim=True).sqrt()
+        outer = self._shared_dropout
+        self._shared_dropout = outer or kind == "shared"
+        try:
+            yield
+        finally:
+            self._shared_dropout = outer
 
-    def unit(self, gradient: Tensor, scope: Scope, order: Norm = "l2") -> Tensor:
-        """Return the direction of a gradient: norm 1 in its scope, zero on padding.
+    def _replay_dropout(self, draw: int) -> None:
+        """Put torch's generators where they were before the first pass of this draw."""
+        device = self.batch.input_ids.device
+        if draw not in self._dropout_states:
+            self._dropout_states[draw] = [torch.get_rng_state()]
+            if device.type == "cuda":
+                self._dropout_states[draw].append(torch.cuda.get_rng_state(device))
+            return
+        host, *card = self._dropout_states[draw]
+        torch.set_rng_state(host)
+        if card:
+            torch.cuda.set_rng_state(card[0], device)
 
-        For `table` the gradient is first summed over the occurrences of each token, which is the
-        gradient of the embedding table; its padding row gets none, as `nn.Embedding` has it.
-        A zero gradient gives zero. So does one that is not finite (an fp16 overflow: the
-        scaler will skip this step anyway).
+    # -- weights ----------------------------------------------------------------------------
+
+    def weights(self, which: WeightSet) -> list[nn.Parameter]:
+        """Return the trainable weights of a kind, chosen by module and shape, never by name.
+
+        `linear`: matrices of linear layers. `matrices`: all tensors of two or more dimensions
+        (embeddings too). `all`: every parameter.
         """
-        gradient = gradient * self.mask
-        if scope == "table":
-            gradient = self._summed_per_token(gradient)
-        # dividing by the largest entry first keeps the squares of tiny gradients from vanishing
-        peak = self.norm(gradient, scope, "linf")
-        gradient = gradient / peak.clamp_min(torch.finfo(peak.dtype).tiny)
-        norm = self.norm(gradient, scope, order)
-        direction = gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        return direction.where(torch.isfinite(peak), 0.0)
+        if which == "linear":
+            layers = (m for m in self.model.modules() if isinstance(m, nn.Linear))
+            found = (stored_weight(layer) for layer in layers)
+            return [weight for weight in found if weight.requires_grad]
+        least = 2 if which == "matrices" else 0
+        return [p for p in self.model.parameters() if p.requires_grad and p.ndim >= least]
 
-    def project(self, shift: Tensor, radius: float, scope: Scope, order: Norm = "l2") -> Tensor:
-        """Return the nearest shift whose norm in its scope is at most `radius`."""
-        if order == "linf":
-            return shift.clamp(-radius, radius)
-        norm = self.norm(shift, scope)
-        return shift * (radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+    def weight_gradients(self, weights: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Return dLoss/dweight of the objective, in a pass of its own that fills no `.grad`.
 
-    # -- inside -----------------------------------------------------------------------------
+        A weight that the loss does not depend on gets zeros.
+        """
+        loss = self.loss()
+        found = torch.autograd.grad(self._scale(loss), weights, allow_unused=True)
+        factor = self._scale(torch.ones_like(loss))
+        return [
+            torch.zeros_like(weight) if gradient is None else gradient / factor
+            for weight, gradient in zip(weights, found, strict=True)
+        ]
+
+    @contextmanager
+    def moved(self, weights: Sequence[nn.Parameter], offsets: Sequence[Tensor]) -> Iterator[None]:
+        """Move weights by offsets inside the block; they are back bit for bit on every exit.
+
+        The largest relative move, ||offset|| / ||weight|| over all of them, goes into the notes.
+        """
+        size = torch.stack([w.detach().norm() for w in weights]).norm()
+        length = torch.stack([offset.norm() for offset in offsets]).norm()
+        self.notes["weight_shift"] = length / size.clamp_min(torch.finfo(size.dtype).tiny)
+        with moved(weights, offsets):
+            yield
+
+    def slow_logits(self, slow: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits [B, C] of a model with other weights (name -> tensor), no gradient."""
+        if self._shared_dropout:
+            self._replay_dropout(0)
+        standing = _shifted(self._embedding, self._standing)
+        with torch.no_grad(), standing, self._autocast():
+            logits = torch.func.functional_call(self.model, dict(slow), self.batch.inputs)
+        self.forwards += 1
+        self.no_grad_forwards += 1
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def momentum(self, weight: nn.Parameter) -> Tensor | None:
+        """Return the optimizer's running mean of this weight's gradient, if it has one yet."""
+        return self._momentum(weight)
+
+    # -- labels -----------------------------------------------------------------------------
 
     @property
-    def _weight(self) -> Tensor:
-        return self._embedding.weight  # type: ignore[return-value]
-
-    def _empty(self) -> Tensor:
-        return self._weight.new_empty((*self.batch.input_ids.shape, self.width))
-
-    def _summed_per_token(self, gradient: Tensor) -> Tensor:
-        """Replace each position's gradient by the sum over all positions with the same token."""
-        padding = getattr(self._embedding, "padding_idx", None)
-        if padding is not None:
-            gradient = gradient * (self.batch.input_ids != padding).unsqueeze(-1)
-        slots = self.batch.slots.flatten()
-        rows = gradient.new_zeros((self.batch.distinct, self.width))  # [U, H], never the table
-        rows.index_add_(0, slots, gradient.flatten(0, 1))
-        return rows[slots].view_as(gradient)
+    def labels(self) -> Tensor:
+        """[B] class numbers, or [B, C] zeros and ones; repeated if logits come several times."""
+        labels = self.batch.labels
+        assert labels is not None, "training batches carry labels"
+        samples: int = getattr(self.model, "dropout_samples", 1)
+        return labels if samples == 1 else torch.cat([labels] * samples)
 
     @property
-    def _once(self) -> Tensor:
-        """[B, T, 1] weights 1 / (occurrences of the token in the batch)."""
-        slots = self.batch.slots
-        counts = torch.zeros(self.batch.distinct, dtype=self._weight.dtype, device=slots.device)
-        counts.index_add_(0, slots.flatten(), counts.new_ones(slots.numel()))
-        return counts[slots].reciprocal().unsqueeze(-1)
+    def multi_label(self) -> bool:
+        """Whether an example can have several labels."""
+        return self.labels.ndim == 2
 
 
 @contextmanager

@@ -28,6 +28,7 @@ ARM = Arm(
     model="tiny",
     model_hash="m",
     strategy="none",
+    tricks="",
     pooling="mean",
     dropout=0.1,
     max_length=16,

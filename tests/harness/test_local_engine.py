@@ -42,6 +42,7 @@ def jobs(
         competition,
         source,
         strategy="neftune(alpha=5.0)+fgm",
+        tricks="",
         recipe=Recipe(epochs=2, batch_size=8, lr=1e-3),
         pooling="mean",
         dropout=0.1,

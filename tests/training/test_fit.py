@@ -18,7 +18,7 @@ from competition_kit.specs import parse_spec
 from competition_kit.strategies import STRATEGIES
 from competition_kit.training.fit import FitLog, TrainingError, fit_fold, predict
 from competition_kit.training.model import Classifier, build_classifier
-from competition_kit.training.objectives import CrossEntropy
+from competition_kit.training.objectives import CrossEntropy, Once
 from competition_kit.training.recipe import Recipe, optimizer_steps
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.training.step import Step
@@ -66,7 +66,7 @@ def fit(
 ) -> FitLog:
     if isinstance(strategy, str):
         strategy = parse_spec(strategy, STRATEGIES)
-    settings: dict[str, Any] = {"rows": ROWS, "objective": CrossEntropy(), "seeds": SEEDS}
+    settings: dict[str, Any] = {"rows": ROWS, "objective": Once(CrossEntropy()), "seeds": SEEDS}
     settings.update(changes)
     return fit_fold(model, encoded, LABELS, strategy=strategy, recipe=recipe, **settings)
 
@@ -122,7 +122,7 @@ def test_only_the_rows_of_the_fold_are_trained_on(
         labels,
         ROWS[:16],
         strategy=parse_spec("none", STRATEGIES),
-        objective=CrossEntropy(),
+        objective=Once(CrossEntropy()),
         recipe=RECIPE,
         seeds=SEEDS,
     )
@@ -159,7 +159,7 @@ def test_the_first_loss_is_that_of_dropout_seeded_for_this_step(
     with torch.no_grad():
         logits = model(batch.input_ids, batch.attention_mask)
 
-    expected = CrossEntropy()(logits, torch.from_numpy(LABELS[part])).item()
+    expected = CrossEntropy()(logits, torch.from_numpy(LABELS[part])).mean().item()
     assert log.lines[0].loss == pytest.approx(expected, rel=1e-6)
 
 
@@ -377,7 +377,7 @@ def test_a_strategy_that_yields_nothing_is_an_error(
 def test_a_strategy_that_is_on_and_never_shifts_is_an_error(
     build: Callable[..., Classifier], encoded: Encoded, by_zero: bool
 ) -> None:
-    with pytest.raises(TrainingError, match=r"Idle.* is on but shifted no embedding"):
+    with pytest.raises(TrainingError, match=r"Idle.* is on but moved nothing"):
         fit(build(), encoded, Idle(by_zero))
 
 
@@ -389,7 +389,7 @@ def test_the_same_strategy_is_fine_where_it_is_off(
 
 @dataclass
 class Breaks:
-    """An objective that is not a number from a certain pass on."""
+    """A criterion that is not a number from a certain pass on."""
 
     at: int
     value: float
@@ -397,7 +397,7 @@ class Breaks:
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         self.passes += 1
-        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         return loss * (self.value if self.passes >= self.at else 1.0)
 
 
@@ -406,7 +406,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(
     build: Callable[..., Classifier], encoded: Encoded, value: float, shown: str
 ) -> None:
     with pytest.raises(TrainingError, match=rf"loss became {shown} by optimizer step 4: .*lr"):
-        fit(build(), encoded, objective=Breaks(at=4, value=value))
+        fit(build(), encoded, objective=Once(Breaks(at=4, value=value)))
 
 
 def test_a_later_pass_that_is_not_finite_is_an_error_too(
@@ -414,7 +414,7 @@ def test_a_later_pass_that_is_not_finite_is_an_error_too(
 ) -> None:
     """The first pass of the second step is pass 3, its attacked one pass 4."""
     with pytest.raises(TrainingError, match=r"gradient norm became nan by optimizer step 2"):
-        fit(build(), encoded, "fgm", objective=Breaks(at=4, value=math.nan))
+        fit(build(), encoded, "fgm", objective=Once(Breaks(at=4, value=math.nan)))
 
 
 def test_predictions_that_are_not_finite_are_an_error(
@@ -482,7 +482,7 @@ def test_a_long_training_logs_means_over_several_steps(
     build: Callable[..., Classifier], encoded: Encoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fine = fit(build(), encoded)
-    monkeypatch.setattr("competition_kit.training.fit.LOG_LINES", 3)
+    monkeypatch.setattr("competition_kit.training.journal.LOG_LINES", 3)
 
     coarse = fit(build(), encoded)
 
@@ -514,13 +514,13 @@ def test_bf16_autocast_trains_near_fp32_with_fp32_weights(
 
 @dataclass
 class Overflows:
-    """An objective whose first loss is finite, and is not once it is scaled for fp16."""
+    """A criterion whose first loss is finite, and is not once it is scaled for fp16."""
 
     passes: int = 0
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         self.passes += 1
-        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         return loss * (1e35 if self.passes == 1 else 1.0)
 
 
@@ -535,7 +535,7 @@ def test_an_fp16_overflow_skips_its_step_and_nothing_else(
         at_step.append(distance(weights(model), start))
 
     start = weights(model)
-    log = fit(model, encoded, "none", recipe, objective=Overflows(), on_step=note)
+    log = fit(model, encoded, "none", recipe, objective=Once(Overflows()), on_step=note)
 
     assert (log.steps, log.skipped) == (5, 1)
     assert at_step[0] == 0.0 < at_step[1] < math.inf

@@ -156,7 +156,7 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay(
 ) -> None:
     model = build(kind, pooling)
 
-    decaying, plain = parameter_groups(model, 0.05)
+    decaying, plain = parameter_groups(model, 1e-3, 0.05)
 
     assert (decaying["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
     grouped = [id(p) for group in (decaying, plain) for p in group["params"]]
@@ -176,7 +176,7 @@ def test_a_frozen_parameter_is_in_no_group(build: Callable[..., Classifier]) -> 
     frozen = model.get_input_embeddings().weight
     frozen.requires_grad_(False)
 
-    grouped = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
+    grouped = {id(p) for group in parameter_groups(model, 1e-3, 0.1) for p in group["params"]}
 
     assert id(frozen) not in grouped
     assert len(grouped) == len(list(model.parameters())) - 1

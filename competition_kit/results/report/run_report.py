@@ -146,7 +146,7 @@ def _score_figure(metrics: dict[str, Any]) -> Figure:
     axes.set_xticks(range(len(names)), names)
     axes.set(xlabel="fold", ylabel=metrics["metric"], xlim=(-0.5, len(names) - 0.5))
     _plain_axes(axes)
-    axes.legend(frameon=False, labelcolor=GREY)
+    figure.legend(loc="outside right upper", frameon=False, labelcolor=GREY)
     return figure
 
 

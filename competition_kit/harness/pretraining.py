@@ -1,0 +1,163 @@
+"""Adapt an encoder to a competition's texts once, for every arm that asks for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from competition_kit import __version__
+from competition_kit.data.encoding import Batch, Encoded
+from competition_kit.errors import InputError
+from competition_kit.files import hash_json
+from competition_kit.model_source import SMALL_FILES, ModelSource, find_model
+from competition_kit.strategies.alum import ALUM
+from competition_kit.strategies.none import Plain
+from competition_kit.training.fit import fit_fold
+from competition_kit.training.masked_language import (
+    MaskedLanguageModel,
+    mask_tokens,
+    save_encoder,
+)
+from competition_kit.training.model import load_tokenizer
+from competition_kit.training.objectives import CrossEntropy, Once
+from competition_kit.training.recipe import Precision, Recipe, optimizer_steps
+from competition_kit.training.seeds import FoldSeeds
+from competition_kit.tricks.pretrain import Pretrain
+
+__all__ = ["adapted_encoder"]
+
+log = logging.getLogger(__name__)
+
+
+def adapted_encoder(
+    source: ModelSource,
+    tokens: Path,
+    settings: Pretrain,
+    home: Path,
+    *,
+    device: str,
+    precision: Precision,
+    on_step: Callable[[int, int], None] = lambda step, total: None,
+) -> ModelSource:
+    """Return the encoder after masked-language-model training on all rows of a token file.
+
+    Args:
+        source: the encoder to start from.
+        tokens: file with the tokens of the training and test rows; its name is their hash.
+        settings: the trick.
+        home: folder under which adapted encoders are kept, by key.
+        device: where to train.
+        precision: see `Recipe`.
+        on_step: called with the optimizer steps so far, and how many there will be.
+
+    Raises:
+        InputError: if the encoder has no masked-language form or its tokenizer no mask token.
+    """
+    key = hash_json([source.hash, tokens.name, asdict(settings), precision, __version__])[:16]
+    folder = home / "pretrained" / f"{source.short_name}-{key}"
+    if not (folder / "config.json").is_file():
+        model = _masked_language_model(source).to(torch.device(device))
+        encoded = Encoded.load(tokens)
+        recipe = Recipe(
+            epochs=settings.epochs,
+            lr=settings.lr,
+            batch_size=settings.batch_size,
+            precision=precision,
+        )
+        total = optimizer_steps(len(encoded), recipe)
+        fit_fold(
+            model,
+            encoded,
+            None,
+            np.arange(len(encoded)),
+            strategy=ALUM(alpha=settings.alum) if settings.alum > 0 else Plain(),
+            objective=Once(CrossEntropy()),
+            recipe=recipe,
+            seeds=FoldSeeds(0, 0),
+            make_batch=_batch_maker(source, settings, model),
+            on_step=lambda step: on_step(step, total),
+        )
+        _save(model, source, folder)
+    return find_model(str(folder))
+
+
+def _masked_language_model(source: ModelSource) -> MaskedLanguageModel:
+    from transformers import AutoModelForMaskedLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # what it warns of is said below
+    torch.manual_seed(FoldSeeds(0, 0).derive("masked-language-head"))
+    try:
+        inner, report = AutoModelForMaskedLM.from_pretrained(
+            source.folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"no masked-language form of this encoder ({error})",
+            file=source.folder,
+            remedy="drop the trick 'pretrain'",
+        ) from error
+    if report["missing_keys"]:
+        log.info("pretrain: the checkpoint has no masked-language head, a random one is trained")
+    return MaskedLanguageModel(inner)
+
+
+def _batch_maker(
+    source: ModelSource, settings: Pretrain, model: MaskedLanguageModel
+) -> Callable[[Encoded, np.ndarray, np.ndarray | None, int], Batch]:
+    tokenizer = load_tokenizer(source.folder)
+    mask_id = tokenizer.mask_token_id
+    if not isinstance(mask_id, int):
+        raise InputError(
+            "the tokenizer has no mask token",
+            file=source.folder,
+            remedy="drop the trick 'pretrain'",
+        )
+    special = np.array(tokenizer.all_special_ids)
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    vocabulary = min(len(tokenizer), len(table))  # a tokenizer may have more tokens than its model
+
+    def make(encoded: Encoded, rows: np.ndarray, labels: np.ndarray | None, seed: int) -> Batch:
+        return mask_tokens(
+            encoded,
+            rows,
+            seed,
+            probability=settings.mask_probability,
+            mask_id=mask_id,
+            special_ids=special,
+            vocabulary=vocabulary,
+        )
+
+    return make
+
+
+def _save(model: MaskedLanguageModel, source: ModelSource, folder: Path) -> None:
+    """Write the encoder's folder; it takes its name only when it is whole."""
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    for pattern in SMALL_FILES:
+        for path in source.folder.glob(pattern):
+            scratch.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, scratch / path.name)
+    save_encoder(model, scratch)
+    if not (folder / "config.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # what somebody left unfinished
+    try:
+        scratch.rename(folder)
+    except OSError:  # another run was faster; its copy is as good
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not (folder / "config.json").is_file():
+            raise

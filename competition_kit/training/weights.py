@@ -1,0 +1,70 @@
+"""Weights that are moved for a while, and put back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+__all__ = ["MixedWeight", "moved", "settle", "stored_weight"]
+
+
+@contextmanager
+def moved(parameters: Sequence[nn.Parameter], offsets: Sequence[Tensor]) -> Iterator[None]:
+    """Add offsets to parameters while the block runs; restore them exactly on every exit.
+
+    A copy of the moved weights is held meanwhile (w + v - v is not w in floating point).
+    """
+    kept = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter, offset in zip(parameters, offsets, strict=True):
+                parameter.add_(offset)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, original in zip(parameters, kept, strict=True):
+                parameter.copy_(original)
+
+
+def stored_weight(layer: nn.Linear) -> nn.Parameter:
+    """Return the parameter behind a linear layer's weight (mixout computes the weight from it)."""
+    stored: Tensor = layer.weight
+    if parametrize.is_parametrized(layer, "weight"):
+        stored = layer.parametrizations["weight"].original  # type: ignore[index, union-attr]
+    assert isinstance(stored, nn.Parameter)
+    return stored
+
+
+class MixedWeight(nn.Module):
+    """A weight that is, element by element, sometimes its anchor (see `tricks.mixout`).
+
+    Args:
+        anchor: the pretrained weight.
+        p: probability of the anchor, in training.
+    """
+
+    anchor: Tensor
+
+    def __init__(self, anchor: Tensor, p: float) -> None:
+        super().__init__()
+        self.register_buffer("anchor", anchor, persistent=False)
+        self.p = p
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return weight
+        # dropout of the difference from the anchor is the same formula: p of its elements become
+        # zero, the others are divided by 1 - p
+        return self.anchor + functional.dropout(weight - self.anchor, self.p)
+
+
+def settle(model: nn.Module) -> None:
+    """Turn computed weights (mixout's) back into plain ones, as they are in evaluation."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
