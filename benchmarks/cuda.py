@@ -100,7 +100,14 @@ def _run(
         yield from check_fit(device)
         yield from check_huge_scale(device)
     elif part == "main":
-        job = MainJob(options.data, options.model, options.adv, options.epochs, options.max_length)
+        job = MainJob(
+            options.data,
+            options.model,
+            options.adv,
+            options.epochs,
+            options.max_length,
+            options.workers,
+        )
         made, recorded["main_job"] = check_main_job(
             job, options.device, cpu_metrics=options.cpu_scores, with_cpu=options.with_cpu
         )

@@ -19,7 +19,7 @@ from competition_kit.data.encoding import collate
 from competition_kit.strategies import STRATEGIES
 from competition_kit.training.fit import fit_fold
 from competition_kit.training.model import Classifier, parameter_groups
-from competition_kit.training.objectives import CrossEntropy
+from competition_kit.training.objectives import CrossEntropy, Once
 from competition_kit.training.recipe import Recipe
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.training.step import Step
@@ -59,7 +59,7 @@ def check_fit(device: torch.device) -> Iterator[Check]:
             made.labels,
             np.arange(ROWS),
             strategy=cls(),
-            objective=objective,
+            objective=Once(objective),
             recipe=RECIPE,
             seeds=FoldSeeds(0, 0),
             on_step=lambda step, o=objective, m=model: o.weights.append(_weights(m)),  # type: ignore[misc]
@@ -98,12 +98,20 @@ def check_huge_scale(device: torch.device) -> Iterator[Check]:
         made = toy("roberta", rows=ROWS)
         model = made.model.to(device)
         batch = collate(made.encoded, np.arange(8), made.labels).to(device)
-        optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-3, fused=True)
+        optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.01), lr=1e-3, fused=True)
         scaler = torch.amp.GradScaler(device.type, init_scale=HUGE)
         start, taken, moved_by_overflow = _weights(model), None, 0
         for number in range(PATIENCE):
             noise = torch.Generator(device).manual_seed(number)
-            step = Step(model, batch, CrossEntropy(), noise, autocast(device, "fp16"), scaler.scale)
+            step = Step(
+                model,
+                batch,
+                Once(CrossEntropy()),
+                noise,
+                autocast(device, "fp16"),
+                scaler.scale,
+                epoch=math.inf,
+            )
             with closing(cls()(step)) as losses:
                 for loss in losses:
                     scaler.scale(loss).backward()

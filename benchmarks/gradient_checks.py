@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 
@@ -17,7 +18,7 @@ from competition_kit.data.encoding import Batch, collate
 from competition_kit.specs import parse_spec
 from competition_kit.strategies import STRATEGIES, Strategy
 from competition_kit.training.model import Classifier
-from competition_kit.training.objectives import CrossEntropy
+from competition_kit.training.objectives import CrossEntropy, Once
 from competition_kit.training.recipe import Precision
 from competition_kit.training.step import Step
 
@@ -27,6 +28,11 @@ GRADIENT_ERROR = 1e-4  # fp32 against float64, see `_error`
 BF16_COSINE = 0.999  # with fp32: bf16 has 8 significant bits
 FP16_ERROR = 0.005  # of the whole gradient: fp16 has 11
 FP16_SCALE = 2.0**12  # of the loss; here nothing overflows at it
+# vat's direction is the gradient of a divergence between two nearly equal predictions: what half
+# precision leaves of it is rougher than a loss gradient
+ROUGH = ("vat",)
+ROUGH_BF16_COSINE = 0.97
+ROUGH_FP16_ERROR = 0.08
 ROWS = 16
 
 SETTINGS = (
@@ -84,14 +90,16 @@ def check_bf16(device: torch.device) -> Iterator[Check]:
     for name, found, reference in _mixed(device, "bf16"):
         # where a gradient is not finite the cosine is NaN, which no bound lets pass
         cosine = found @ reference / (found.norm() * reference.norm())
-        yield Check("bf16 cosine", name, float(cosine), BF16_COSINE, at_least=True)
+        bound = ROUGH_BF16_COSINE if name.endswith(ROUGH) else BF16_COSINE
+        yield Check("bf16 cosine", name, float(cosine), bound, at_least=True)
 
 
 def check_fp16(device: torch.device) -> Iterator[Check]:
     """Compare each setting's unscaled gradient in fp16 with fp32, same device and noise."""
     for name, found, reference in _mixed(device, "fp16"):
         error = (found - reference).norm() / reference.norm()
-        yield Check("fp16 error", name, float(error), FP16_ERROR)
+        bound = ROUGH_FP16_ERROR if name.endswith(ROUGH) else FP16_ERROR
+        yield Check("fp16 error", name, float(error), bound)
 
 
 def _mixed(device: torch.device, precision: Precision) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -125,7 +133,10 @@ def _gradients(
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     model.zero_grad()
     noise = torch.Generator().manual_seed(20)
-    step = CpuNoiseStep(model, batch, CrossEntropy(), noise, precision, scaler.scale)
+    # strategies that start late act from the first step here
+    step = CpuNoiseStep(
+        model, batch, Once(CrossEntropy()), noise, precision, scaler.scale, epoch=math.inf
+    )
     with closing(strategy(step)) as losses:
         for loss in losses:
             scaler.scale(loss).backward()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from competition_kit.data.encoding import Batch
 from competition_kit.training.model import Classifier
-from competition_kit.training.step import Objective
+from competition_kit.training.objectives import Criterion
 
 __all__ = ["RECIPES", "Forward", "fgm", "freelb", "neftune", "pgd", "plain"]
 
@@ -39,7 +39,7 @@ class Forward:
         self,
         model: Classifier,
         batch: Batch,
-        objective: Objective,
+        criterion: Criterion,
         backward: Callable[[Tensor], None] = lambda loss: loss.backward(),
         autocast: Callable[[], AbstractContextManager] | None = None,
     ) -> None:
@@ -47,7 +47,7 @@ class Forward:
         self.batch = batch
         self.forwards = 0
         self.backwards = 0
-        self._objective = objective
+        self._criterion = criterion
         self._backward = backward
         self._autocast = autocast or nullcontext
 
@@ -79,9 +79,8 @@ class Forward:
     def _loss(self, logits: Tensor) -> Tensor:
         self.forwards += 1
         assert self.batch.labels is not None
-        return self._objective(
-            logits if logits.dtype == torch.float64 else logits.float(), self.batch.labels
-        )
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return self._criterion(wide, self.batch.labels).mean()
 
 
 def plain(forward: Forward) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from benchmarks.workload import Workload, autocast
 from competition_kit.data.encoding import Batch
 from competition_kit.strategies import Strategy
 from competition_kit.training.model import parameter_groups
+from competition_kit.training.objectives import Once
 from competition_kit.training.recipe import Precision
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.training.step import Step
@@ -46,11 +48,11 @@ class Trainer:
 
     def __init__(self, workload: Workload, precision: Precision) -> None:
         self.model, self.device = workload.model, workload.device
-        self._objective = workload.objective
+        self._criterion = workload.criterion
         self._autocast = autocast(self.device, precision)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, 0.01), lr=LEARNING_RATE, fused=True
+            parameter_groups(self.model, LEARNING_RATE, 0.01), lr=LEARNING_RATE, fused=True
         )
         self._seeds = FoldSeeds(seed=0, fold=0)
         self._number = count()
@@ -63,15 +65,20 @@ class Trainer:
             self._seeds.seed_dropout(number, 0)
             noise = self._seeds.attack(number, 0, self.device)
             step = Step(
-                self.model, batch, self._objective, noise, self._autocast, self._scaler.scale
+                self.model,
+                batch,
+                Once(self._criterion),
+                noise,
+                self._autocast,
+                self._scaler.scale,
+                epoch=inf,
             )
-            backwards = 0
             with closing(strategy(step)) as losses:
                 for loss in losses:
                     self._backward(loss)
-                    backwards += 1
             self._update()
-            return Passes(step.forwards, backwards, step.input_backwards)
+            full = step.forwards - step.input_backwards - step.no_grad_forwards
+            return Passes(step.forwards, full, step.input_backwards)
 
         return run
 
@@ -79,7 +86,7 @@ class Trainer:
         """Return a plain loop's step with the recipe in it."""
 
         def run(batch: Batch) -> Passes:
-            forward = Forward(self.model, batch, self._objective, self._backward, self._autocast)
+            forward = Forward(self.model, batch, self._criterion, self._backward, self._autocast)
             recipe(forward)
             self._update()
             return Passes(forward.forwards, forward.backwards)

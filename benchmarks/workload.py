@@ -15,9 +15,8 @@ from competition_kit.data.encoding import Batch, Encoded, collate, encode, lengt
 from competition_kit.errors import InputError
 from competition_kit.model_source import find_model
 from competition_kit.training.model import Classifier, build_classifier, load_tokenizer
-from competition_kit.training.objectives import OBJECTIVES
+from competition_kit.training.objectives import CRITERIA, Criterion
 from competition_kit.training.recipe import Precision
-from competition_kit.training.step import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +62,7 @@ class Workload:
     label: str
     model: Classifier
     batches: list[Batch]
-    objective: Objective
+    criterion: Criterion
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +109,7 @@ def from_competition(
         label=f"{source.short_name}, {competition.name}",
         model=classifier.to(device).train(),
         batches=_batches(encoded, competition.targets, batch_size, batches, device),
-        objective=OBJECTIVES[competition.rules.task](),
+        criterion=CRITERIA[competition.rules.task](),
     )
 
 
@@ -135,7 +134,7 @@ def from_shape(
         label=f"{shape} shape, random, {length} tokens",
         model=Classifier(encoder, CLASSES).to(device).train(),
         batches=_batches(encoded, labels, batch_size, batches, device),
-        objective=OBJECTIVES["single_label"](),
+        criterion=CRITERIA["single_label"](),
     )
 
 
