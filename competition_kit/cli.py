@@ -12,15 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from competition_kit import __version__
+from competition_kit.data.rules import SCHEMES
 from competition_kit.errors import InputError, KitError, did_you_mean
 from competition_kit.model_source import DEFAULT_MODEL, ModelSource, find_model
 from competition_kit.specs import format_spec, parse_spec
 from competition_kit.strategies import STRATEGIES
 from competition_kit.strategies.base import remarks
-from competition_kit.training.recipe import Precision, Recipe, default_lr
+from competition_kit.training.recipe import Pooling, Precision, Recipe, Schedule, default_lr
 from competition_kit.tricks import TRICKS, format_tricks, parse_tricks
 from competition_kit.tricks.pretrain import Pretrain
 
@@ -37,15 +38,6 @@ DATA = Path("data")
 DEFAULT_COMPETITION = "tweets"
 MAX_LENGTH = 128  # tokens, unless the encoder takes fewer
 PREPARED = ("tweets", "tweets_full", "movies", "amazon", "nyt")
-POOLINGS = ("cls", "mean", "max", "attention")
-SCHEMES = (
-    "stratified",
-    "group",
-    "stratified_group",
-    "multilabel",
-    "kfold",
-    "predefined",
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -212,7 +204,7 @@ def _add_cv_flags(cv: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--schedule",
-        choices=("linear", "cosine", "constant"),
+        choices=get_args(Schedule),
         default=recipe.schedule,
         help="after warm-up",
     )
@@ -228,7 +220,7 @@ def _add_cv_flags(cv: argparse.ArgumentParser) -> None:
         default=recipe.max_grad_norm,
         help="0: no clipping",
     )
-    how.add_argument("--pooling", choices=POOLINGS, default="mean", help="tokens to text")
+    how.add_argument("--pooling", choices=get_args(Pooling), default="mean", help="tokens to text")
     how.add_argument("--dropout", type=_ratio(True), default=0.1, help="before the last layer")
 
     where = cv.add_argument_group("machine and files")

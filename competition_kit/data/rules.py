@@ -5,11 +5,12 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from competition_kit.errors import InputError, did_you_mean, examples, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["SCHEMES", "CVRules", "Rules", "infer_rules", "read_rules"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from competition_kit.errors import InputError
 from competition_kit.files import atomic_write
+from competition_kit.training.recipe import Pooling
 from competition_kit.training.weights import settle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "POOLINGS",
     "Classifier",
     "EncoderModel",
     "build_classifier",
@@ -28,8 +28,6 @@ __all__ = [
     "parameter_groups",
 ]
 
-Pooling = Literal["cls", "mean", "max", "attention"]
-POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "max", "attention")
 HEAD_STD = 0.02  # BERT's initializer_range
 
 

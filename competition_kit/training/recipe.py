@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Precision", "Recipe", "Schedule", "default_lr", "optimizer_steps"]
+__all__ = ["Pooling", "Precision", "Recipe", "Schedule", "default_lr", "optimizer_steps"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["linear", "cosine", "constant"]
+Pooling = Literal["cls", "mean", "max", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)

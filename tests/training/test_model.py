@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,17 +14,20 @@ from torch import Tensor, nn
 
 from competition_kit.errors import InputError
 from competition_kit.training.model import (
-    POOLINGS,
     Classifier,
     Pooling,
     build_classifier,
     load_tokenizer,
     parameter_groups,
 )
+from competition_kit.training.recipe import Pooling
 from competition_kit.training.seeds import FoldSeeds
 
 KINDS = ("bert", "roberta")
 LENGTHS = (9, 5, 3)
+
+
+POOLINGS = get_args(Pooling)
 
 
 @pytest.fixture
