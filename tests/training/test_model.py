@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from competition_kit.errors import InputError
 from competition_kit.training.model import (
     Classifier,
-    Pooling,
     build_classifier,
     load_tokenizer,
     parameter_groups,
