@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+from pathlib import Path
 
 from competition_kit.specs import format_spec
 from competition_kit.strategies import STRATEGIES
@@ -11,6 +13,7 @@ from competition_kit.tricks import TRICKS
 
 __all__ = ["card", "catalogue", "markdown"]
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"  # there in a checkout
 GROUPS: tuple[tuple[str, str, dict[str, type]], ...] = (
     ("Strategies", "--adv", dict(STRATEGIES)),
     ("Tricks", "--tricks", dict(TRICKS)),
@@ -33,7 +36,26 @@ def _cost(cls: type) -> str:
 def card(name: str) -> str:
     """Return a method card, headed by the spec with all defaults."""
     known = {key: cls for _, _, group in GROUPS for key, cls in group.items()}
-    return "\n".join([format_spec(known[name](), known), "", *_lines(known[name])])
+    return "\n".join(
+        [format_spec(known[name](), known), "", *_lines(known[name]), *_measured(name)]
+    )
+
+
+def _measured(name: str) -> list[str]:
+    """Return a line for each machine on which `benchmarks.step_cost` measured this strategy."""
+    lines = []
+    for path in sorted(RESULTS.glob("step_cost-*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for variant in content["variants"]:
+            if (variant["strategy"], variant["side"]) == (name, "kit"):
+                ratio = variant["ratio_to_plain"]
+                device = content["environment"]["gpu"] or content["environment"]["cpu"]
+                lines.append(
+                    f"Measured:     {ratio['median']:.2f} plain steps ({ratio['min']:.2f} to "
+                    f"{ratio['max']:.2f}) on {device.get('name') or device['model']}, "
+                    f"{content['precision']}, {content['workload']['label']}"
+                )
+    return lines
 
 
 def catalogue() -> str:
