@@ -19,10 +19,11 @@ from competition_kit.data.rules import SCHEMES
 from competition_kit.errors import InputError, KitError, did_you_mean
 from competition_kit.model_source import DEFAULT_MODEL, ModelSource, find_model
 from competition_kit.specs import format_spec, parse_spec
-from competition_kit.strategies import STRATEGIES
-from competition_kit.strategies.base import remarks
+from competition_kit.strategies import STRATEGIES, Strategy
+from competition_kit.strategies.base import layers, remarks
 from competition_kit.training.recipe import Pooling, Precision, Recipe, Schedule, default_lr
-from competition_kit.tricks import TRICKS, format_tricks, parse_tricks
+from competition_kit.tricks import TRICKS, Trick, format_tricks, parse_tricks
+from competition_kit.tricks.averages import CheckpointAverage
 from competition_kit.tricks.pretrain import Pretrain
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ def _talk() -> None:
 
 def _count(least: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
-        value = int(text)
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
         return value
@@ -92,7 +96,7 @@ def _count(least: int) -> Callable[[str], int]:
 
 def _ratio(below_one: bool) -> Callable[[str], float]:
     def number(text: str) -> float:
-        value = float(text)
+        value = _number(text)
         if not 0.0 <= value < (1.0 if below_one else float("inf")):
             raise argparse.ArgumentTypeError(
                 f"{text} is not {'at least 0 and below 1' if below_one else '0 or more'}"
@@ -102,8 +106,15 @@ def _ratio(below_one: bool) -> Callable[[str], float]:
     return number
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
 def _positive(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
@@ -259,15 +270,22 @@ def _with_settings(arguments: list[str]) -> list[str]:
     cv = argparse.ArgumentParser(add_help=False)
     _add_cv_flags(cv)
     known = [name[2:] for action in cv._actions for name in action.option_strings]
+    known.remove("settings")
     found: list[str] = []
     for key, value in content.items():
         name = key.replace("_", "-")
-        if name not in known or name == "settings":
+        if name not in known:
             raise InputError(f"unknown key {key!r}{did_you_mean(name, known)}", file=path)
         if isinstance(value, bool):
             found += [f"--{name}"] if value else []
-        elif isinstance(value, list):
+        elif isinstance(value, list) and name == "seeds":
             found += [f"--{name}", *map(str, value)]
+        elif isinstance(value, list) and name == "tricks":
+            found += [f"--{name}", ", ".join(map(str, value))]
+        elif isinstance(value, list | dict):
+            raise InputError(
+                f"{key!r} takes one value", file=path, remedy=f'write {key} = "..." or a number'
+            )
         else:
             found += [f"--{name}", str(value)]
     return ["cv", *found, *arguments[1:]]
@@ -366,6 +384,7 @@ def _cv(options: argparse.Namespace) -> int:
     if strategy.strength == 0 and spec != "none":
         log.warning("%s has strength 0: this is the baseline under another name", spec)
     tricks = parse_tricks(options.tricks)
+    _refuse_what_never_acts(strategy, tricks, options.epochs)
     competition = _competition(options)
 
     from competition_kit.data.folds import audit
@@ -467,6 +486,24 @@ def _adapted(
             precision=recipe.precision,
             on_step=on_step,
         )
+
+
+def _refuse_what_never_acts(strategy: Strategy, tricks: tuple[Trick, ...], epochs: int) -> None:
+    """Refuse what would begin only after the last epoch: it would be on and do nothing."""
+    for layer in layers(strategy):
+        start = getattr(layer, "start_epoch", 0.0)
+        if start >= epochs:
+            name = next(key for key, cls in STRATEGIES.items() if cls is type(layer))
+            raise InputError(
+                f"{name} starts after epoch {start:g}, and --epochs is {epochs}",
+                remedy=f"use {name}(start_epoch=0), or more --epochs",
+            )
+    for trick in tricks:
+        if isinstance(trick, CheckpointAverage) and trick.epochs > epochs:
+            raise InputError(
+                f"checkpoint_average over {trick.epochs} epochs, and --epochs is {epochs}",
+                remedy=f"use checkpoint_average(epochs={epochs}) or less, or more --epochs",
+            )
 
 
 def _competition(options: argparse.Namespace) -> Competition:
@@ -583,7 +620,9 @@ def _print_outcome(
     passes = outcome.cells[plan.cells[0]].passes
     fit = sum(result.fit_seconds for result in outcome.cells.values())
     counted = ", ".join(
-        f"{count:g} {name.replace('_', '-')}" for name, count in passes.items() if count
+        f"{count:g} {name.replace('_', '-').removesuffix('s' if count == 1 else '')}"
+        for name, count in passes.items()
+        if count
     )
     direction = "" if outcome.metric.greater_is_better else ", lower is better"
     print(f"\n{plan.competition.name}: {outcome.metric.name}{direction}, {_said(plan)}")
@@ -607,10 +646,13 @@ def _print_outcome(
     for path in paths:
         if path is not None and path.is_file():
             print(f"  {path}")
-    if not outcome.metric.better(outcome.oof_of_mean, outcome.floor_oof):
-        log.warning(
-            "THE ENCODER IS NOT BETTER THAN THE FLOOR (%s against %s): a linear model on word counts "
-            "does as well; try more --epochs, another --lr, or another --model",
-            score_text(outcome.oof_of_mean),
-            score_text(outcome.floor_oof),
-        )
+    pairs = ((outcome.mean, floor_mean), (outcome.oof_of_mean, outcome.floor_oof))
+    for score, floor in pairs:
+        if not outcome.metric.better(score, floor):
+            log.warning(
+                "THE ENCODER IS NOT BETTER THAN THE FLOOR (%s against %s): a linear model on word "
+                "counts does as well; try more --epochs, another --lr, or another --model",
+                score_text(score),
+                score_text(floor),
+            )
+            break

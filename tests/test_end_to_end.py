@@ -672,3 +672,35 @@ def test_training_needs_no_package_besides_the_few_that_were_promised(
     found = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     assert found == {*FILES, "cells"} - {"report.html"}
     assert "report.html" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--adv", "neftune+awp+fgm"], "awp starts after epoch 1, and --epochs is 1"),
+        (["--adv", "sam(start_epoch=2)"], "sam starts after epoch 2, and --epochs is 1"),
+        (["--tricks", "checkpoint_average"], "checkpoint_average over 2 epochs"),
+    ],
+)
+def test_what_would_begin_after_the_last_epoch_is_refused_at_once(
+    flags: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(tmp_path), "--epochs", "1", *flags]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "or more --epochs" in error
+
+
+def test_a_new_submission_forgets_the_held_out_score_of_the_old_one(
+    tmp_path: Path, competition_folder: Callable[..., Path], model_folder: Callable[[str], Path]
+) -> None:
+    folder, model = str(competition_folder()), str(model_folder("bert"))
+    flags = ["--data", folder, "--model", model, "--out", str(tmp_path / "runs")]
+    flags += ["--epochs", "1", "--folds", "2", "--workers", "1", "--device", "cpu"]
+    assert main(flags) == 0
+    (run,) = (tmp_path / "runs" / "toy").glob("tiny-bert-none-*")
+    assert main(["score", str(run)]) == 0
+    assert (run / "held_out.json").is_file()
+    assert main([*flags, "--metric", "log_loss"]) == 0
+    assert not (run / "held_out.json").exists()
+    assert "Held-out" not in (run / "report.html").read_text(encoding="utf-8")

@@ -238,26 +238,30 @@ def _folded(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _rare_classes(competition: Competition, folds: Folds) -> list[str]:
     """Report classes with fewer rows than folds, and classes that a fold cannot learn."""
-    findings = []
     member = (
         competition.targets.astype(bool)
         if competition.multi_label
         else competition.targets[:, None] == np.arange(len(competition.classes))
     )
+    kinds: dict[str, list[str]] = {
+        "no training row: never predicted": [],
+        "rows in one fold only: that fold's model never sees them": [],
+        "fewer rows than folds: some folds cannot score them": [],
+    }
+    absent, one_fold, rare = kinds.values()
     for number, name in enumerate(competition.classes):
         rows = np.flatnonzero(member[:, number])
         per_fold = Counter(folds.fold_of[rows].tolist())
         ids = examples(competition.train.ids[row] for row in rows.tolist())
         if not len(rows):
-            findings.append(f"class {name!r} has no training row: it will never be predicted")
+            absent.append(repr(name))
         elif len(per_fold) == 1:
-            findings.append(
-                f"class {name!r} is only in fold {folds.names[next(iter(per_fold))]} ({ids}): "
-                "that fold's model never sees it"
-            )
+            one_fold.append(f"{name!r} in fold {folds.names[next(iter(per_fold))]} (ids {ids})")
         elif len(rows) < folds.count:
-            findings.append(
-                f"class {name!r} has {len(rows)} rows for {folds.count} folds ({ids}): "
-                "some folds cannot score it"
-            )
-    return findings
+            rare.append(f"{name!r} with {len(rows)} for {folds.count} folds (ids {ids})")
+    return [
+        f"{len(found)} class{'es' * (len(found) > 1)} with {kind}: {', '.join(found[:3])}"
+        + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        for kind, found in kinds.items()
+        if found
+    ]

@@ -232,6 +232,8 @@ def cross_validate(
     if save_models:
         _keep_encoder_files(plan)
     metric = find_metric(competition.rules.metric, competition.multi_label)
+    # a metric that cannot be computed says so before hours are spent
+    metric.score(competition.targets, floor, competition.classes)
     results: dict[Cell, CellResult] = {}
 
     def finished(cell: Cell, result: CellResult, computed: bool) -> None:
@@ -338,6 +340,7 @@ def _gather(
 
 def _write_results(plan: Plan, outcome: CVResult) -> None:
     competition, folder = plan.competition, plan.folder
+    folder.held_out.unlink(missing_ok=True)  # it belongs to the submission that is replaced now
     write_csv(folder.oof, oof_table(competition, plan.folds, plan.seeds, outcome.oof))
     if len(competition.test):
         names = [f"p_{name}" for name in competition.classes]

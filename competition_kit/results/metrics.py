@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,14 +182,25 @@ def find_metric(name: str, multi_label: bool, file: Path | None = None) -> Metri
     return metric
 
 
+@contextmanager
+def _working_folder_first() -> Iterator[None]:
+    """Let modules of the folder that the user runs from be imported."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
 def _custom(name: str) -> Metric:
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        with _working_folder_first():
+            found = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever the user's module does when it is imported
         raise InputError(
             f"metric {name!r} cannot be imported ({error})",
-            remedy="put module.py beside run_cv.py, or install it",
+            remedy=f"put {module}.py into the folder that you run from, or install it",
         ) from error
     if not callable(found):
         raise InputError(f"metric {name!r} is no function", remedy='write "module:function"')
@@ -197,7 +211,13 @@ def _custom(name: str) -> Metric:
         probabilities: np.ndarray,
         classes: tuple[str, ...],
     ) -> float:
-        return found(targets, probabilities, classes)
+        try:
+            return float(found(targets, probabilities, classes))
+        except Exception as error:  # whatever the user's function does
+            raise InputError(
+                f"metric {name!r} failed ({type(error).__name__}: {error})",
+                remedy="it takes (targets, probabilities, classes) and returns a number",
+            ) from error
 
     return Metric(
         name,

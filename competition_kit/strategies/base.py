@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from competition_kit.training.step import Step
 
-__all__ = ["Strategy", "check_at_least", "remarks", "start_epoch"]
+__all__ = ["Strategy", "check_at_least", "layers", "remarks", "start_epoch"]
 
 
 @runtime_checkable
@@ -39,9 +39,13 @@ def check_at_least(least: float, **values: float) -> None:
 
 def start_epoch(strategy: Strategy) -> float:
     """Return when a strategy or one inside it begins to act, the latest of them."""
+    return max(getattr(layer, "start_epoch", 0.0) for layer in layers(strategy))
+
+
+def layers(strategy: Strategy) -> list[Strategy]:
+    """Return a strategy and those inside it, from the outside in."""
     inner = getattr(strategy, "inner", None)
-    own: float = getattr(strategy, "start_epoch", 0.0)
-    return own if inner is None else max(own, start_epoch(inner))
+    return [strategy] if inner is None else [strategy, *layers(inner)]
 
 
 def remarks(strategy: Strategy) -> list[str]:

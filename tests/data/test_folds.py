@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def test_a_class_without_any_row_does_not_stop_the_split() -> None:
     toy = replace(competition("stratified"), classes=("a", "b", "c"))
     folds = make_folds(toy)
     assert folds.count == 3
-    assert audit(toy, folds) == ["class 'c' has no training row: it will never be predicted"]
+    assert audit(toy, folds) == ["1 class with no training row: never predicted: 'c'"]
 
 
 # -- the fold file ------------------------------------------------------------------------------
@@ -281,19 +282,19 @@ def test_a_rare_class_is_reported_with_ids() -> None:
     toy = competition("kfold", [0, 0, 1, 1, 0, 0, 1, 1, 0, 2, 0, 2], folds=3)
     folds = Folds(np.array([0, 1, 2] * 4), ("0", "1", "2"))
     (finding,) = audit(toy, folds)
-    assert "class 'c' has 2 rows for 3 folds ('i9', 'i11')" in finding
+    assert "'c' with 2 for 3 folds (ids 'i9', 'i11')" in finding
 
 
 def test_a_class_that_one_fold_holds_alone_is_reported() -> None:
     toy = competition("kfold", [0, 0, 1, 0, 1, 0])
     (finding,) = audit(toy, halves(6))
-    assert finding.startswith("class 'b' is only in fold 0 ('i2', 'i4')")
+    assert "never sees them: 'b' in fold 0 (ids 'i2', 'i4')" in finding
 
 
 def test_rare_labels_are_found_in_multi_label_sets_too() -> None:
     toy = competition("multilabel", [1, 1, 1, 3, 0, 0])
     (finding,) = audit(toy, halves(6))
-    assert finding.startswith("class 'b' is only in fold 1 ('i3')")
+    assert "never sees them: 'b' in fold 1 (ids 'i3')" in finding
 
 
 def test_all_findings_are_reported_at_once() -> None:
@@ -305,3 +306,11 @@ def test_all_findings_are_reported_at_once() -> None:
         test=["b"],
     )
     assert len(audit(toy, halves(6))) == 4
+
+
+def test_many_rare_classes_are_one_finding() -> None:
+    toy = competition("kfold", [0, 0, 0, 0, *range(1, 9)])
+    findings = [line for line in audit(toy, halves(12)) if "never sees them" in line]
+    assert len(findings) == 1
+    assert re.match(r"\d classes with rows in one fold only: ", findings[0])
+    assert re.search(r" and \d more$", findings[0])

@@ -241,10 +241,23 @@ def test_a_users_function_is_a_metric_with_its_direction(module: str) -> None:
     ],
 )
 def test_a_function_that_cannot_be_imported_is_one_clear_error(module: str, name: str) -> None:
-    with pytest.raises(InputError, match=r"cannot be imported .*; put module\.py beside"):
+    with pytest.raises(InputError, match=r"cannot be imported .*; put \w*\.py into"):
         find_metric(name, multi_label=False)
 
 
 def test_what_is_no_function_is_refused(module: str) -> None:
     with pytest.raises(InputError, match="is no function"):
         find_metric(f"{module}:number", multi_label=False)
+
+
+@pytest.mark.parametrize("body", ["return 1 / 0", "return 'x'", "return None"])
+def test_a_users_function_that_fails_is_one_clear_line(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in the folder that the user runs from, which is not on the import path."""
+    name = f"breaks_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def f(t, p, c):\n    {body}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    metric = find_metric(f"{name}:f", multi_label=False)
+    with pytest.raises(InputError, match=r"failed .*; it takes"):
+        metric.score(np.array([0, 1]), np.eye(2), ("a", "b"))

@@ -59,6 +59,7 @@ def place(cells: int, device: str | None, workers: int | None) -> Placement:
     )
     if workers is None:
         workers = min(cells, cores if devices == ("cpu",) else len(devices))
+    workers = min(workers, cells)
     return Placement(workers, max(1, cores // workers), devices)
 
 
