@@ -60,6 +60,7 @@ def write(tmp_path: Path) -> Callable[[str], str]:
     [
         ('adv = "neftune(alpha=5)+fgm"', ["--adv", "neftune(alpha=5)+fgm"]),
         ('tricks = "rdrop(alpha=0.5), ema"', ["--tricks", "rdrop(alpha=0.5), ema"]),
+        ('tricks = ["rdrop(alpha=0.5)", "ema"]', ["--tricks", "rdrop(alpha=0.5), ema"]),
         ("epochs = 3", ["--epochs", "3"]),
         ("lr = 3e-5", ["--lr", "3e-5"]),
         ("batch-size = 4", ["--batch-size", "4"]),
