@@ -147,7 +147,7 @@ def test_there_are_no_more_workers_than_cells_and_cores_are_shared_out(
     assert place(3, "cpu", None) == Placement(3, 2, ("cpu",))
     assert place(20, "cpu", 1) == Placement(1, 8, ("cpu",))
     assert place(20, "cpu", 5) == Placement(5, 1, ("cpu",))
-    assert place(20, "cpu", 100) == Placement(100, 1, ("cpu",))
+    assert place(20, "cpu", 100) == Placement(20, 1, ("cpu",))
 
 
 def test_there_is_one_worker_for_each_gpu_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
