@@ -99,7 +99,9 @@ class CellResult:
         valid_logits: [n, C]; test_logits: [M, C], float32.
         log: the training log, one dict a line.
         passes: forwards, backwards, input_backwards per micro-batch.
-        peak_memory_mb: of the GPU's allocator, or of the process on the CPU.
+        fit_cpu_seconds: processor time of this process, which other work on the machine changes
+            less than it changes `fit_seconds`.
+        peak_memory_mb: of the GPU's allocator, or the process's resident size on the CPU.
     """
 
     valid_rows: np.ndarray
@@ -111,6 +113,7 @@ class CellResult:
     optimizer_steps: int
     skipped_steps: int
     fit_seconds: float
+    fit_cpu_seconds: float
     predict_seconds: float
     peak_memory_mb: float
     device: str

@@ -363,6 +363,7 @@ def _metrics(plan: Plan, outcome: CVResult) -> dict[str, Any]:
             "fold": plan.folds.names[cell.fold],
             "score": _number(outcome.fold_scores[plan.seeds.index(cell.seed), cell.fold]),
             "fit_seconds": result.fit_seconds,
+            "fit_cpu_seconds": result.fit_cpu_seconds,
             "predict_seconds": result.predict_seconds,
             "passes": result.passes,
             "shift_norm": result.shift_norm,

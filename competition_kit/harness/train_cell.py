@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import torch
 
 from competition_kit.data.encoding import Encoded
 from competition_kit.harness.cells import CellJob, CellResult
+from competition_kit.harness.memory import peak_memory_mb, reset_peak_memory
 from competition_kit.specs import parse_spec
 from competition_kit.strategies import STRATEGIES
 from competition_kit.training.fit import fit_fold, predict
@@ -41,8 +41,7 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         InputError: if the encoder does not load.
     """
     device = torch.device(job.device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak_memory(device)
     arm, seeds = job.arm, FoldSeeds(job.cell.seed, job.cell.fold)
     recipe = Recipe(**arm.training)
     encoded = Encoded.load(job.encoded)
@@ -64,7 +63,7 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
             trick.prepare(model, seeds.trick(type(trick).__name__))
     model.to(device)
 
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     log = fit_fold(
         model,
         encoded,
@@ -79,7 +78,7 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         averages=next((t for t in tricks if isinstance(t, Averages)), None),
         on_step=on_step,
     )
-    fitted = time.perf_counter()
+    fitted, cpu = time.perf_counter(), time.process_time() - cpu
     logits = predict(
         model,
         encoded,
@@ -103,8 +102,9 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         optimizer_steps=log.steps,
         skipped_steps=log.skipped,
         fit_seconds=fitted - start,
+        fit_cpu_seconds=cpu,
         predict_seconds=predicted - fitted,
-        peak_memory_mb=_peak_memory_mb(device),
+        peak_memory_mb=peak_memory_mb(device),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         threads=torch.get_num_threads(),
     )
@@ -120,14 +120,3 @@ def _objective(job: CellJob, tricks: tuple[Trick, ...], train_rows: np.ndarray) 
         if isinstance(trick, ChangesObjective):
             return trick.objective(criterion)
     return Once(criterion)
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "win32":
-        return 0.0  # Windows does not say
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -52,6 +52,7 @@ def result() -> CellResult:
         optimizer_steps=2,
         skipped_steps=0,
         fit_seconds=1.25,
+        fit_cpu_seconds=1.0,
         predict_seconds=0.5,
         peak_memory_mb=10.0,
         device="cpu",
