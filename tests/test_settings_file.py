@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from competition_kit import cli
 from competition_kit.cli import main
+from competition_kit.commands import cv
 from competition_kit.tricks.cards import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
             return 0
 
         with monkeypatch.context() as patch:
-            patch.setattr(cli, "_cv", keep)
+            patch.setattr(cv, "run", keep)
             assert main(list(arguments)) == 0
         return found[0]
 

@@ -253,6 +253,6 @@ def test_the_default_cache_is_in_the_home_folder(
 
 
 def test_the_command_line_offers_every_set() -> None:
-    from competition_kit.cli import PREPARED
+    from competition_kit.commands.prepare import PREPARED
 
     assert tuple(SETS) == PREPARED

@@ -71,7 +71,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(job, on_step)
 
     monkeypatch.setattr(train_cell_module, "train_cell", counted)
-    monkeypatch.setattr("competition_kit.cli._write_report", lambda plan: None)  # a second each
+    monkeypatch.setattr(
+        "competition_kit.commands.cv._write_report", lambda plan: None
+    )  # a second each
     return names
 
 

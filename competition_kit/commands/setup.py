@@ -1,0 +1,206 @@
+"""From flags to plans: competition, encoder and recipe, checked before hours are spent."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from competition_kit.approach import Approach
+from competition_kit.commands.flags import DATA, DEFAULT_COMPETITION
+from competition_kit.errors import InputError
+from competition_kit.model_source import ModelSource, find_model
+from competition_kit.training.recipe import Precision, Recipe, default_lr
+from competition_kit.tricks.pretrain import Pretrain
+
+if TYPE_CHECKING:
+    from competition_kit.data.competition import Competition
+    from competition_kit.harness.cross_validation import Plan
+    from competition_kit.results.metrics import Metric
+
+__all__ = ["Setup", "set_up"]
+
+log = logging.getLogger(__name__)
+
+MAX_LENGTH = 128  # tokens, unless the encoder takes fewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that the arms of a competition share.
+
+    Attributes:
+        metric: of the competition, or the one asked for instead.
+        device: "cpu", "cuda", "cuda:1" ...
+        out: where run folders go.
+    """
+
+    competition: Competition
+    metric: Metric
+    source: ModelSource
+    recipe: Recipe
+    pooling: str
+    dropout: float
+    max_length: int
+    device: str
+    out: Path
+
+    def plan(self, approach: Approach, seeds: tuple[int, ...]) -> Plan:
+        """Return the plan of an arm; pretraining, where it is asked for, happens here.
+
+        Raises:
+            InputError: if the settings do not fit the encoder or the data.
+        """
+        plan = self._plan(approach, seeds, self.source)
+        for trick in approach.tricks:
+            if isinstance(trick, Pretrain):
+                self._rehearse(approach)
+                plan = self._plan(approach, seeds, self._adapted(trick, plan.encoded))
+        return plan
+
+    def _plan(self, approach: Approach, seeds: tuple[int, ...], source: ModelSource) -> Plan:
+        from competition_kit.harness.cross_validation import make_plan
+
+        return make_plan(
+            self.competition,
+            source,
+            strategy=approach.spec,
+            tricks=approach.tricks_spec,
+            recipe=self.recipe,
+            pooling=self.pooling,
+            dropout=self.dropout,
+            max_length=self.max_length,
+            seeds=seeds,
+            out=self.out,
+        )
+
+    def _rehearse(self, approach: Approach) -> None:
+        """Let the other tricks say before the long pretraining whether they fit the encoder."""
+        import torch
+
+        from competition_kit.training.model import build_classifier
+        from competition_kit.tricks.base import ChangesModel, GroupsParameters
+
+        generator = torch.Generator().manual_seed(0)
+        model = build_classifier(
+            self.source.folder,
+            len(self.competition.classes),
+            pooling=self.pooling,  # type: ignore[arg-type]
+            dropout=self.dropout,
+            generator=generator,
+        )
+        for trick in approach.tricks:
+            if isinstance(trick, ChangesModel):
+                trick.prepare(model, generator)
+            if isinstance(trick, GroupsParameters):
+                trick.groups(model, self.recipe.lr, self.recipe.weight_decay)
+
+    def _adapted(self, trick: Pretrain, tokens: Path) -> ModelSource:
+        """Return the encoder after pretraining on the competition's texts, made now or found."""
+        from competition_kit.harness.pretraining import adapted_encoder
+        from competition_kit.progress import bar_of_unknown_length
+
+        log.info(
+            "pretrain: the texts of %d training and %d test rows are used, without labels",
+            len(self.competition.train),
+            len(self.competition.test),
+        )
+        with bar_of_unknown_length("pretraining") as on_step:
+            return adapted_encoder(
+                self.source,
+                tokens,
+                trick,
+                self.out / self.competition.name,
+                device=self.device,
+                precision=self.recipe.precision,
+                on_step=on_step,
+            )
+
+
+def set_up(options: argparse.Namespace, data: Path) -> Setup:
+    """Read a competition and turn the shared flags into what its arms share.
+
+    Args:
+        options: with the flags of `flags.add_competition_flags`, `add_training_flags` and
+            `add_machine_flags`.
+        data: the competition folder; the default one is made first if it is not there.
+
+    Raises:
+        InputError: for whatever does not fit.
+    """
+    competition = _competition(options, data)
+    from competition_kit.results.metrics import find_metric
+
+    toml = None if options.metric else data / "competition.toml"
+    metric = find_metric(competition.rules.metric, competition.multi_label, toml)
+    source = find_model(options.model)
+    device = _device(options.device)
+    return Setup(
+        competition=competition,
+        metric=metric,
+        source=source,
+        recipe=Recipe(
+            epochs=options.epochs,
+            lr=options.lr or default_lr(source.width),
+            batch_size=options.batch_size,
+            accumulation_steps=options.accumulation_steps,
+            warmup_ratio=options.warmup_ratio,
+            schedule=options.schedule,
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
+            precision=_precision(options.precision, device),
+        ),
+        pooling=options.pooling,
+        dropout=options.dropout,
+        max_length=options.max_length or min(MAX_LENGTH, source.max_length),
+        device=device,
+        out=options.out,
+    )
+
+
+def _competition(options: argparse.Namespace, data: Path) -> Competition:
+    if data == DATA / DEFAULT_COMPETITION and not (data / "competition.toml").is_file():
+        from competition_kit.data.prepare import prepare
+
+        log.info("preparing %s (once)", data)
+        prepare(DEFAULT_COMPETITION, DATA)
+    from competition_kit.data.competition import load_competition
+
+    competition = load_competition(
+        data, metric=options.metric, scheme=options.scheme, folds=options.folds
+    )
+    for line in competition.inferred:
+        log.info("inferred: %s", line)
+    return competition
+
+
+def _device(wanted: str | None) -> str:
+    """Return the device to use; refuse one that is not there."""
+    import torch
+
+    if wanted is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(":")[0].partition(". ")[0]
+        raise InputError(
+            f"--device {wanted} cannot be used ({reason})",
+            remedy="use --device cpu, or leave it out",
+        ) from error
+    return wanted
+
+
+def _precision(wanted: str, device: str) -> Precision:
+    """Return the precision to train in; "auto" takes the fastest that is safe on this device."""
+    if wanted != "auto":
+        return wanted  # type: ignore[return-value]
+    if not device.startswith("cuda"):
+        return "fp32"
+    import torch
+
+    # cards before Ampere emulate bf16, at a loss
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp16"
