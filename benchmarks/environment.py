@@ -13,7 +13,7 @@ import torch
 
 from competition_kit.data.competition import slug
 from competition_kit.files import write_json
-from competition_kit.harness.cross_validation import git_commit, versions
+from competition_kit.harness.provenance import git_commit, versions
 from competition_kit.results.tables import text_table
 
 __all__ = ["RESULTS", "environment", "heading", "publish", "result_path"]

@@ -7,12 +7,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
-
-if TYPE_CHECKING:
-    from competition_kit.harness.cells import Cell
 
 __all__ = ["BarHandler", "Progress", "bar_of_unknown_length"]
 
@@ -28,21 +24,21 @@ class BarHandler(logging.Handler):
 
 
 class Progress:
-    """One bar over all optimizer steps of a run, with its ETA and what each worker is at.
+    """One bar over all work of a run, with its ETA and what each worker is at.
 
     Args:
-        steps: optimizer steps of each cell of the plan.
+        work: of each cell, by its name in words: how much there is to do, in any one unit.
+        title: what the bar counts: "folds", "cells".
         epochs: of each cell.
-        metric: name of the score that finished cells are announced with.
     """
 
-    def __init__(self, steps: Mapping[Cell, int], epochs: int, metric: str) -> None:
-        self._steps = dict(steps)
+    def __init__(self, work: Mapping[str, float], title: str, epochs: int) -> None:
+        self._work = dict(work)
+        self._name = title
         self._epochs = epochs
-        self._metric = metric
-        self._running: dict[Cell, int] = {}
-        self._finished: set[Cell] = set()
-        self._total = sum(self._steps.values())
+        self._running: dict[str, float] = {}
+        self._finished: set[str] = set()
+        self._total = sum(self._work.values())
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Progress:
@@ -70,47 +66,44 @@ class Progress:
 
         return advance
 
-    def step(self, cell: Cell, step: int) -> None:
-        """Show that a cell has taken so many optimizer steps."""
+    def step(self, cell: str, share: float) -> None:
+        """Show that a share of a cell (0 to 1) is done."""
         if cell in self._finished:  # a worker's message that its result has overtaken
             return
         if self._bar is None:
             self._bar = _bar(self._total, self._title())
-        before = self._running.get(cell, 0)
-        self._running[cell] = step
+        before = self._running.get(cell, 0.0)
+        self._running[cell] = share
         self._bar.set_postfix_str(self._at(), refresh=False)
-        self._bar.update(step - before)
+        self._bar.update((share - before) * self._work[cell])
 
-    def cell(self, cell: Cell, score: float, computed: bool) -> None:
-        """Announce a finished cell, computed now or found on disk."""
-        if not computed:  # no work left there, and it must not flatter the ETA
-            self._total -= self._steps[cell]
-            self._finished.add(cell)
-            return
-        self.step(cell, self._steps[cell])
-        del self._running[cell]
+    def found(self, cell: str) -> None:
+        """Take out a cell that was on disk: no work is left there, and it must not flatter the ETA."""
+        self._total -= self._work[cell]
         self._finished.add(cell)
-        tqdm.write(
-            f"seed {cell.seed} fold {cell.fold}: {self._metric} {score:.4f}", file=sys.stderr
-        )
+
+    def finish(self, cell: str, announcement: str) -> None:
+        """Announce a cell that was computed now."""
+        self.step(cell, 1.0)
+        self._running.pop(cell, None)
+        self._finished.add(cell)
+        tqdm.write(announcement, file=sys.stderr)
         if self._bar is not None:
             self._bar.set_postfix_str(self._at(), refresh=False)
             self._bar.set_description_str(self._title())
 
     def _title(self) -> str:
-        return f"folds {len(self._finished)}/{len(self._steps)}"
+        return f"{self._name} {len(self._finished)}/{len(self._work)}"
 
     def _at(self) -> str:
         """Say what is being computed: "fold 1 epoch 2/3, fold 2 epoch 1/3"."""
-        return ", ".join(self._place(cell, step) for cell, step in sorted(self._running.items()))
-
-    def _place(self, cell: Cell, step: int) -> str:
-        epoch = min(self._epochs, 1 + step * self._epochs // self._steps[cell])
-        seed = f"seed {cell.seed} " if cell.seed else ""
-        return f"{seed}fold {cell.fold} epoch {epoch}/{self._epochs}"
+        return ", ".join(
+            f"{cell} epoch {min(self._epochs, 1 + int(share * self._epochs))}/{self._epochs}"
+            for cell, share in self._running.items()
+        )
 
 
-def _bar(total: int, title: str) -> tqdm:
+def _bar(total: float, title: str) -> tqdm:
     quiet = not sys.stderr.isatty()
     return tqdm(
         total=total,

@@ -23,7 +23,9 @@ from competition_kit.commands.setup import set_up
 from competition_kit.strategies import STRATEGIES
 
 if TYPE_CHECKING:
-    from competition_kit.harness.cross_validation import CVResult, Plan
+    from competition_kit.harness.cells import Cell
+    from competition_kit.harness.cross_validation import CVResult
+    from competition_kit.harness.plan import Plan
 
 __all__ = ["add", "add_flags"]
 
@@ -93,7 +95,19 @@ def run(options: argparse.Namespace) -> int:
     log.info(_headline(plan, placement.workers, setup.device))
 
     with plan.folder.locked():
-        with Progress(plan.steps, setup.recipe.epochs, setup.metric.name) as progress:
+        with Progress(
+            {_label(cell): steps for cell, steps in plan.steps.items()},
+            "folds",
+            setup.recipe.epochs,
+        ) as progress:
+
+            def announce(cell: Cell, score: float, computed: bool) -> None:
+                if computed:
+                    said = f"{_label(cell)}: {setup.metric.name} {score:.4f}"
+                    progress.finish(_label(cell), said)
+                else:
+                    progress.found(_label(cell))
+
             floor = cached_floor(
                 plan.folder.path.parent / "floor",
                 setup.competition,
@@ -107,12 +121,16 @@ def run(options: argparse.Namespace) -> int:
                 save_models=options.save_models,
                 fresh=options.fresh,
                 command="python run_cv.py " + shlex.join(sys.argv[1:]),
-                on_step=progress.step,
-                on_cell=progress.cell,
+                on_step=lambda cell, step: progress.step(_label(cell), step / plan.steps[cell]),
+                on_cell=announce,
             )
         written = _write_report(plan)
     _print_outcome(plan, outcome, time.monotonic() - started, placement.workers, written)
     return 0
+
+
+def _label(cell: Cell) -> str:
+    return f"seed {cell.seed} fold {cell.fold}"
 
 
 def _headline(plan: Plan, workers: int, device: str) -> str:

@@ -17,7 +17,7 @@ from competition_kit.tricks.pretrain import Pretrain
 
 if TYPE_CHECKING:
     from competition_kit.data.competition import Competition
-    from competition_kit.harness.cross_validation import Plan
+    from competition_kit.harness.plan import Plan
     from competition_kit.results.metrics import Metric
 
 __all__ = ["Setup", "set_up"]
@@ -61,7 +61,7 @@ class Setup:
         return plan
 
     def _plan(self, approach: Approach, seeds: tuple[int, ...], source: ModelSource) -> Plan:
-        from competition_kit.harness.cross_validation import make_plan
+        from competition_kit.harness.plan import make_plan
 
         return make_plan(
             self.competition,

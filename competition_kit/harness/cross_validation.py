@@ -1,71 +1,39 @@
-"""Plan -> cells -> results: everything between the command line and the files of a run."""
+"""One arm from its plan to the files of its run: out-of-fold scores, test predictions, submission."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import platform
-import subprocess
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from competition_kit.data.competition import Competition, Rows, slug
-from competition_kit.data.folds import Folds, load_or_make_folds, write_folds
-from competition_kit.errors import InputError
-from competition_kit.files import atomic_write, hash_json, write_csv, write_json
-from competition_kit.harness.cells import (
-    Arm,
-    Cell,
-    CellJob,
-    CellResult,
-    discard_cell,
-    load_cell,
-    save_cell,
-)
-from competition_kit.harness.engines.local import Placement, compute
-from competition_kit.harness.run_folder import RunFolder
-from competition_kit.model_source import SMALL_FILES, ModelSource
+from competition_kit.data.competition import Competition
+from competition_kit.data.folds import write_folds
+from competition_kit.files import write_csv, write_json
+from competition_kit.harness.cells import Cell, CellResult
+from competition_kit.harness.engines.local import Placement
+from competition_kit.harness.plan import Plan
+from competition_kit.harness.provenance import run_config
+from competition_kit.harness.running import Task, run_tasks
 from competition_kit.results.metrics import Metric, find_metric, to_probabilities
 from competition_kit.results.oof import oof_table
 from competition_kit.results.submission import make_submission
-from competition_kit.specs import spec_names
-from competition_kit.training.recipe import Recipe, optimizer_steps
 
-__all__ = ["CVResult", "Plan", "cross_validate", "make_plan", "mean_and_sd", "tokens_of"]
+__all__ = [
+    "CVResult",
+    "cell_score",
+    "cross_validate",
+    "gather",
+    "mean_and_sd",
+    "prepare_run",
+    "write_results",
+]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run before it starts: what will be computed, and where it will stand.
-
-    Attributes:
-        folder: of the arm.
-        encoded: file with the tokens of all training and test rows.
-        steps: optimizer steps of each cell.
-    """
-
-    competition: Competition
-    folds: Folds
-    arm: Arm
-    source: ModelSource
-    seeds: tuple[int, ...]
-    folder: RunFolder
-    encoded: Path
-    steps: dict[Cell, int]
-
-    @property
-    def cells(self) -> list[Cell]:
-        return list(self.steps)
 
 
 @dataclass(frozen=True)
@@ -114,95 +82,6 @@ def mean_and_sd(scores: np.ndarray) -> tuple[float, float]:
     )
 
 
-def make_plan(
-    competition: Competition,
-    source: ModelSource,
-    *,
-    strategy: str,
-    tricks: str,
-    recipe: Recipe,
-    pooling: str,
-    dropout: float,
-    max_length: int,
-    seeds: tuple[int, ...],
-    out: Path,
-) -> Plan:
-    """Fix the folds, tokenise (or find the tokens of an earlier run), and name the arm's folder.
-
-    Raises:
-        InputError: if the settings do not fit the encoder or the data.
-    """
-    if max_length > source.max_length:
-        raise InputError(
-            f"--max-length {max_length}, but {source.name} takes {source.max_length} tokens",
-            remedy=f"use --max-length {source.max_length} or less",
-        )
-    home = out / competition.name
-    rules = competition.rules.cv
-    split = hash_json([competition.data_hash, asdict(rules), _groups(competition)])[:8]
-    folds = load_or_make_folds(
-        home / "folds" / f"{rules.scheme}-{rules.folds}-{split}.csv", competition
-    )
-    arm = Arm(
-        model=source.name,
-        model_hash=source.hash,
-        strategy=strategy,
-        tricks=tricks,
-        pooling=pooling,
-        dropout=dropout,
-        max_length=max_length,
-        training=asdict(recipe),
-        data_hash=competition.data_hash,
-        fold_hash=folds.hash,
-    )
-    name = "-".join([source.short_name, *spec_names(strategy), *spec_names(tricks)])
-    steps = {
-        Cell(seed, fold): optimizer_steps(len(folds.training(fold)), recipe)
-        for seed in seeds
-        for fold in range(folds.count)
-    }
-    return Plan(
-        competition=competition,
-        folds=folds,
-        arm=arm,
-        source=source,
-        seeds=seeds,
-        folder=RunFolder(home / f"{slug(name)[:60]}-{arm.hash[:8]}"),
-        encoded=tokens_of(competition, source, max_length, home),
-        steps=steps,
-    )
-
-
-def _groups(competition: Competition) -> list[list[str]]:
-    """Return what the split depends on besides the data hash."""
-    columns = (competition.groups, competition.predefined)
-    return [[] if column is None else column.tolist() for column in columns]
-
-
-def tokens_of(competition: Competition, source: ModelSource, max_length: int, home: Path) -> Path:
-    """Return the file with the tokens of the training rows, then the test rows; make it once."""
-    from competition_kit.data.encoding import encode
-    from competition_kit.training.model import load_tokenizer
-
-    key = hash_json([competition.data_hash, source.hash, max_length])[:16]
-    path = home / "tokens" / f"{key}.safetensors"
-    if not path.is_file():
-        both = Rows(
-            competition.train.ids + competition.test.ids,
-            competition.train.texts + competition.test.texts,
-        )
-        encoded = encode(load_tokenizer(source.folder), both, max_length)
-        if encoded.truncated:
-            log.warning(
-                "%d of %d texts are longer than %d tokens and were cut; --max-length changes it",
-                encoded.truncated,
-                len(both),
-                max_length,
-            )
-        encoded.save(path)
-    return path
-
-
 def cross_validate(
     plan: Plan,
     placement: Placement,
@@ -216,8 +95,7 @@ def cross_validate(
 ) -> CVResult:
     """Compute the cells that are missing, then write the run's results.
 
-    Must be called with the run folder locked. A finished cell is on disk before the next one is
-    waited for, so that whatever stops this function loses no finished work.
+    Must be called with the run folder locked.
 
     Args:
         floor: [N, C] out-of-fold probabilities of the floor (`floor_probabilities`).
@@ -225,75 +103,62 @@ def cross_validate(
         fresh: forget earlier cells of this plan.
         on_step: a cell's optimizer steps so far; `on_cell`: its score, and whether it was computed
             now (True) or read (False).
+
+    Raises:
+        KitError: what a cell raised, after the cells that were already running have been saved.
+    """
+    metric = prepare_run(plan, placement, floor, command)
+    results: dict[Cell, CellResult] = {}
+    computed: list[Cell] = []
+    failures: list[BaseException] = []
+    for task, outcome, now in run_tasks(
+        [Task(plan, cell) for cell in plan.cells],
+        placement,
+        save_models=save_models,
+        fresh=fresh,
+        on_step=lambda task, step: on_step(task.cell, step),
+        admit=lambda task: not failures,
+    ):
+        if isinstance(outcome, BaseException):
+            failures.append(outcome)
+            continue
+        results[task.cell] = outcome
+        if now:
+            computed.append(task.cell)
+        on_cell(task.cell, cell_score(metric, plan.competition, outcome), now)
+    if failures:
+        raise failures[0]
+    gathered = gather(plan, metric, results, floor, computed=tuple(computed))
+    write_results(plan, gathered)
+    return gathered
+
+
+def prepare_run(plan: Plan, placement: Placement, floor: np.ndarray, command: str) -> Metric:
+    """Write a run's settings and folds; return its metric, tried out on the floor.
+
+    A metric that cannot be computed says so here, before hours are spent.
     """
     competition, folder = plan.competition, plan.folder
-    write_json(folder.config, _config(plan, placement, command))
+    write_json(folder.config, run_config(plan, placement, command))
     write_folds(folder.folds, competition, plan.folds)
-    if save_models:
-        _keep_encoder_files(plan)
     metric = find_metric(competition.rules.metric, competition.multi_label)
-    # a metric that cannot be computed says so before hours are spent
     metric.score(competition.targets, floor, competition.classes)
-    results: dict[Cell, CellResult] = {}
-
-    def finished(cell: Cell, result: CellResult, computed: bool) -> None:
-        results[cell] = result
-        on_cell(cell, _score(metric, competition, result), computed)
-
-    for cell in plan.cells:
-        old = None if fresh else load_cell(folder.cell(cell), plan.arm, cell)
-        if old is not None and not (save_models and not _weights(folder, cell).is_file()):
-            finished(cell, old, False)
-        else:
-            discard_cell(folder.cell(cell))
-    jobs = [
-        CellJob(
-            cell=cell,
-            arm=plan.arm,
-            task=competition.rules.task,  # type: ignore[arg-type]
-            classes=len(competition.classes),
-            encoded=plan.encoded,
-            labels=competition.targets,
-            fold_of=plan.folds.fold_of,
-            model_folder=plan.source.folder,
-            device=placement.devices[0],
-            save_model=_weights(folder, cell) if save_models else None,
-        )
-        for cell in plan.cells
-        if cell not in results
-    ]
-    for cell, result in compute(jobs, placement, on_step):
-        save_cell(folder.cell(cell), plan.arm, cell, result)
-        finished(cell, result, True)
-
-    outcome = _gather(plan, metric, results, tuple(job.cell for job in jobs), floor)
-    _write_results(plan, outcome)
-    return outcome
+    return metric
 
 
-def _keep_encoder_files(plan: Plan) -> None:
-    """Copy config and tokenizer beside the saved weights: they are of no use without them."""
-    for pattern in SMALL_FILES:
-        for path in plan.source.folder.glob(pattern):
-            with atomic_write(plan.folder.encoder / path.name, "wb") as file:
-                file.write(path.read_bytes())
-
-
-def _weights(folder: RunFolder, cell: Cell) -> Path:
-    return folder.cell(cell) / "model.safetensors"
-
-
-def _score(metric: Metric, competition: Competition, result: CellResult) -> float:
+def cell_score(metric: Metric, competition: Competition, result: CellResult) -> float:
+    """Return the score of a cell's fold."""
     probabilities = to_probabilities(result.valid_logits, competition.multi_label)
     return metric.score(competition.targets[result.valid_rows], probabilities, competition.classes)
 
 
-def _gather(
+def gather(
     plan: Plan,
     metric: Metric,
-    results: dict[Cell, CellResult],
-    computed: tuple[Cell, ...],
+    results: Mapping[Cell, CellResult],
     floor: np.ndarray,
+    *,
+    computed: tuple[Cell, ...] = (),
 ) -> CVResult:
     """Put the cells' predictions together; each training row exactly once for each seed."""
     competition = plan.competition
@@ -308,7 +173,7 @@ def _gather(
         oof[layer, result.valid_rows] = to_probabilities(
             result.valid_logits, competition.multi_label
         )
-        scores[layer, cell.fold] = _score(metric, competition, result)
+        scores[layer, cell.fold] = cell_score(metric, competition, result)
         test += to_probabilities(result.test_logits, competition.multi_label) / len(plan.cells)
     assert np.isfinite(oof).all(), "a row was not predicted"
     if np.isnan(scores).any():
@@ -338,7 +203,8 @@ def _gather(
     )
 
 
-def _write_results(plan: Plan, outcome: CVResult) -> None:
+def write_results(plan: Plan, outcome: CVResult) -> None:
+    """Write a run's predictions, scores and submission."""
     competition, folder = plan.competition, plan.folder
     folder.held_out.unlink(missing_ok=True)  # it belongs to the submission that is replaced now
     write_csv(folder.oof, oof_table(competition, plan.folds, plan.seeds, outcome.oof))
@@ -390,56 +256,3 @@ def _metrics(plan: Plan, outcome: CVResult) -> dict[str, Any]:
         },
         "cells": cells,
     }
-
-
-def _config(plan: Plan, placement: Placement, command: str) -> dict[str, Any]:
-    competition = plan.competition
-    return {
-        "competition": competition.name,
-        "competition_folder": str(competition.folder.resolve()),
-        "rules": asdict(competition.rules),
-        "classes": list(competition.classes),
-        "train_rows": len(competition.train),
-        "test_rows": len(competition.test),
-        "arm": asdict(plan.arm),
-        "arm_hash": plan.arm.hash,
-        "seeds": list(plan.seeds),
-        "placement": asdict(placement),
-        "command": command,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": versions(),
-        "git_commit": git_commit(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that numbers depend on."""
-    names = ("torch", "transformers", "tokenizers", "scikit-learn", "numpy", "pandas")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """Return the commit of the kit's own checkout, with a mark where it was changed; else None."""
-    here = Path(__file__).parent
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        run = [
-            subprocess.run(
-                ["git", "-C", str(here), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=5,
-                check=True,
-                env=environment,
-            ).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return run[0] + ("+changes" if run[1] else "")

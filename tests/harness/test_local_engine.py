@@ -16,8 +16,8 @@ import torch
 from competition_kit.data.competition import load_competition
 from competition_kit.errors import InputError
 from competition_kit.harness.cells import Cell, CellJob, CellResult
-from competition_kit.harness.cross_validation import make_plan
 from competition_kit.harness.engines.local import Placement, compute, place
+from competition_kit.harness.plan import make_plan
 from competition_kit.model_source import find_model
 from competition_kit.training.fit import TrainingError
 from competition_kit.training.recipe import Recipe
@@ -83,34 +83,54 @@ def assert_same_numbers(one: CellResult, other: CellResult) -> None:
     assert one.passes == other.passes
 
 
-def test_two_workers_and_this_process_compute_the_same_and_an_error_comes_last(
+def results_of(
+    jobs: list[CellJob], placement: Placement, on_step: Callable[[int, int], None] | None = None
+) -> dict[Cell, CellResult]:
+    """Compute jobs that must all succeed."""
+    results = {}
+    for number, outcome in compute(jobs, placement, on_step=on_step or (lambda *_: None)):
+        assert isinstance(outcome, CellResult), outcome
+        results[jobs[number].cell] = outcome
+    return results
+
+
+def test_two_workers_and_this_process_compute_the_same_and_an_error_stops_nobody(
     jobs: list[CellJob],
 ) -> None:
     """One pool, as starting it is dear: two good cells, and one that cannot be computed."""
-    seen: dict[Cell, list[int]] = defaultdict(list)
-    alone = dict(compute(jobs[:2], ALONE, lambda cell, step: seen[cell].append(step)))
+    seen: dict[int, list[int]] = defaultdict(list)
+    alone = list(
+        results_of(jobs[:2], ALONE, lambda number, step: seen[number].append(step)).values()
+    )
     bad = with_strategy(jobs[2], "no_such_strategy")
-    stepped: dict[Cell, list[int]] = defaultdict(list)
-    pooled: dict[Cell, CellResult] = {}
-    work = compute([*jobs[:2], bad], POOL, lambda cell, step: stepped[cell].append(step))
+    stepped: dict[int, list[int]] = defaultdict(list)
 
-    with pytest.raises(InputError, match="no_such_strategy") as error:
-        pooled.update(work)
+    pooled = dict(
+        compute(
+            [bad, *jobs[:2], jobs[2]],
+            POOL,
+            on_step=lambda number, step: stepped[number].append(step),
+            admit=lambda number: number != 3,
+        )
+    )
 
-    assert error.value.exit_code == 2, "an error keeps its kind on the way from the worker"
-    assert pooled.keys() == {job.cell for job in jobs[:2]}, "what was running is handed over"
-    for cell, result in pooled.items():
-        assert_same_numbers(result, alone[cell])
+    assert pooled.keys() == {0, 1, 2}, "what is not admitted is left out"
+    error = pooled.pop(0)
+    assert isinstance(error, InputError), "an error keeps its kind on the way from the worker"
+    assert "no_such_strategy" in str(error)
+    for number, result in pooled.items():
+        assert isinstance(result, CellResult)
+        assert_same_numbers(result, alone[number - 1])
         assert result.threads == 1
-        assert seen[cell] == list(range(1, result.optimizer_steps + 1))
+        assert seen[number - 1] == list(range(1, result.optimizer_steps + 1))
         # steps arrive through a queue: the last of them may be on its way when the cell is done
-        assert stepped[cell] == seen[cell][: len(stepped[cell])]
+        assert stepped[number] == seen[number - 1][: len(stepped[number])]
     assert multiprocessing.active_children() == []
 
 
 def test_a_cell_is_the_same_whichever_was_computed_before_it(jobs: list[CellJob]) -> None:
-    forwards = dict(compute(jobs, ALONE, lambda cell, step: None))
-    backwards = dict(compute(jobs[::-1], ALONE, lambda cell, step: None))
+    forwards = results_of(jobs, ALONE)
+    backwards = results_of(jobs[::-1], ALONE)
 
     assert list(backwards) == list(forwards)[::-1]
     for cell, result in forwards.items():
@@ -118,7 +138,7 @@ def test_a_cell_is_the_same_whichever_was_computed_before_it(jobs: list[CellJob]
 
 
 def test_cells_differ_by_fold_and_score_their_own_rows(jobs: list[CellJob]) -> None:
-    results = dict(compute(jobs, ALONE, lambda cell, step: None))
+    results = results_of(jobs, ALONE)
 
     rows = np.concatenate([result.valid_rows for result in results.values()])
     assert sorted(rows.tolist()) == list(range(36))
@@ -128,12 +148,16 @@ def test_cells_differ_by_fold_and_score_their_own_rows(jobs: list[CellJob]) -> N
     assert not np.allclose(one.test_logits, other.test_logits)
 
 
-def test_finished_cells_are_handed_over_before_a_later_one_fails(jobs: list[CellJob]) -> None:
-    work = compute([jobs[0], with_lr(jobs[1], 1e30)], ALONE, lambda cell, step: None)
+def test_what_a_cell_raises_stands_in_its_place(jobs: list[CellJob]) -> None:
+    work = compute(
+        [jobs[0], with_lr(jobs[1], 1e30), jobs[2]], ALONE, admit=lambda number: number < 2
+    )
 
-    assert next(work)[0] == jobs[0].cell
-    with pytest.raises(TrainingError, match="optimizer step"):
-        next(work)
+    assert next(work)[0] == 0
+    number, error = next(work)
+    assert number == 1
+    assert isinstance(error, TrainingError)
+    assert list(work) == [], "the third was not admitted"
 
 
 def test_there_are_no_more_workers_than_cells_and_cores_are_shared_out(

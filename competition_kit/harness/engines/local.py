@@ -8,7 +8,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -17,11 +17,12 @@ from multiprocessing.connection import wait as wait_for_process
 from typing import Any
 
 from competition_kit.errors import KitError
-from competition_kit.harness.cells import Cell, CellJob, CellResult
+from competition_kit.harness.cells import CellJob, CellResult
 
 __all__ = ["Placement", "compute", "place"]
 
-Progress = Callable[[Cell, int], None]
+OnStep = Callable[[int, int], None]
+Admit = Callable[[int], bool]
 POLL_SECONDS = 0.1
 
 
@@ -64,38 +65,49 @@ def place(cells: int, device: str | None, workers: int | None) -> Placement:
 
 
 def compute(
-    jobs: list[CellJob], placement: Placement, on_step: Progress
-) -> Iterator[tuple[Cell, CellResult]]:
-    """Yield each cell's result as soon as it is there.
+    jobs: Sequence[CellJob],
+    placement: Placement,
+    *,
+    on_step: Callable[[int, int], None] = lambda number, step: None,
+    admit: Callable[[int], bool] = lambda number: True,
+) -> Iterator[tuple[int, CellResult | BaseException]]:
+    """Yield each job's number with its result, or with what it raised, as soon as it is there.
 
     Args:
-        on_step: called with a cell and its optimizer steps so far.
+        on_step: called with a job's number and its optimizer steps so far.
+        admit: asked right before a job is started; one that is not admitted is never computed.
 
     Raises:
-        KitError: what a cell raised, after the cells that were already running have been yielded.
+        KitError: if a worker process died, after the finished cells have been yielded.
     """
     if placement.workers == 1:
-        yield from _here(jobs, placement, on_step)
+        yield from _here(jobs, placement, on_step, admit)
     else:
-        yield from _pool(jobs, placement, on_step)
+        yield from _pool(jobs, placement, on_step, admit)
 
 
 def _here(
-    jobs: list[CellJob], placement: Placement, on_step: Progress
-) -> Iterator[tuple[Cell, CellResult]]:
+    jobs: Sequence[CellJob], placement: Placement, on_step: OnStep, admit: Admit
+) -> Iterator[tuple[int, CellResult | BaseException]]:
     import torch
 
     from competition_kit.harness.train_cell import train_cell
 
     torch.set_num_threads(placement.threads)
     for number, job in enumerate(jobs):
+        if not admit(number):
+            continue
         job = replace(job, device=placement.devices[number % len(placement.devices)])
-        yield job.cell, train_cell(job, partial(on_step, job.cell))
+        try:
+            outcome: CellResult | BaseException = train_cell(job, partial(on_step, number))
+        except Exception as error:
+            outcome = error
+        yield number, outcome
 
 
 def _pool(
-    jobs: list[CellJob], placement: Placement, on_step: Progress
-) -> Iterator[tuple[Cell, CellResult]]:
+    jobs: Sequence[CellJob], placement: Placement, on_step: OnStep, admit: Admit
+) -> Iterator[tuple[int, CellResult | BaseException]]:
     context = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state would hang
     steps: Any = context.Queue()
     free: Any = context.Queue()
@@ -104,39 +116,43 @@ def _pool(
     pool = ProcessPoolExecutor(
         placement.workers, context, _start_worker, (placement.threads, steps, free)
     )
-    waiting: dict[Future[CellResult], Cell] = {}
-    failure: BaseException | None = None
-    try:
+    numbers = iter(range(len(jobs)))
+    running: dict[Future[CellResult], int] = {}
+    died: BrokenProcessPool | None = None
+
+    def start() -> None:
+        """Give every worker something to do."""
         with _ctrl_c_held_back():  # submitting starts the workers
-            waiting = {pool.submit(_work, job): job.cell for job in jobs}
-        while waiting:
-            done, _ = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            while died is None and len(running) < placement.workers:
+                number = next((number for number in numbers if admit(number)), None)
+                if number is None:
+                    return
+                running[pool.submit(_work, number, jobs[number])] = number
+
+    try:
+        start()
+        while running:
+            done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             with contextlib.suppress(queue.Empty):
                 while True:
                     on_step(*steps.get_nowait())
             for future in done:
-                cell = waiting.pop(future)
-                if future.cancelled():
-                    continue
-                error = future.exception()
-                if error is None:
-                    yield cell, future.result()
-                elif failure is None:
-                    failure = error
-                    for other in waiting:
-                        other.cancel()  # those that run already go on and are yielded
+                number, error = running.pop(future), future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    died = error
+                else:
+                    yield number, future.result() if error is None else error
+            start()
     finally:
-        pool.shutdown(wait=failure is not None, cancel_futures=True)
-        if waiting:  # left early: an exception here, or Ctrl-C
+        pool.shutdown(wait=died is None, cancel_futures=True)
+        if running:  # left early: an exception here, or Ctrl-C
             for process in multiprocessing.active_children():
                 process.terminate()
-    if isinstance(failure, BrokenProcessPool):
+    if died is not None:
         raise KitError(
             "a worker process died (was it out of memory?): finished cells are kept; run the same "
             "command again, with --workers 1 or a smaller --batch-size if it happens again"
-        ) from failure
-    if failure is not None:
-        raise failure
+        ) from died
 
 
 @contextlib.contextmanager
@@ -185,8 +201,8 @@ def _end_with_parent() -> None:
         os._exit(1)  # the driver was killed: nobody waits for this cell, and it holds memory
 
 
-def _work(job: CellJob) -> CellResult:
+def _work(number: int, job: CellJob) -> CellResult:
     from competition_kit.harness.train_cell import train_cell
 
     job = replace(job, device=_device)
-    return train_cell(job, lambda step: _steps.put((job.cell, step)))
+    return train_cell(job, lambda step: _steps.put((number, step)))

@@ -1,0 +1,115 @@
+"""Cells of any plans: read where they are finished, computed and saved where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from competition_kit.files import atomic_write
+from competition_kit.harness.cells import (
+    Cell,
+    CellJob,
+    CellResult,
+    discard_cell,
+    load_cell,
+    save_cell,
+)
+from competition_kit.harness.engines.local import Placement, compute
+from competition_kit.harness.plan import Plan
+from competition_kit.model_source import SMALL_FILES
+
+__all__ = ["Task", "run_tasks"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A cell of a plan."""
+
+    plan: Plan
+    cell: Cell
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.plan.steps[self.cell]
+
+    def found(self) -> CellResult | None:
+        """Return the finished cell on disk, or None."""
+        return load_cell(self.plan.folder.cell(self.cell), self.plan.arm, self.cell)
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    placement: Placement,
+    *,
+    save_models: bool = False,
+    fresh: bool = False,
+    on_step: Callable[[Task, int], None] = lambda task, step: None,
+    admit: Callable[[Task], bool] = lambda task: True,
+) -> Iterator[tuple[Task, CellResult | BaseException, bool]]:
+    """Yield each task with its result, or with what it raised, and whether it was computed now.
+
+    Must be called with the plans' folders locked. A finished cell is on disk before the next one is
+    waited for, so that whatever stops this generator loses no finished work.
+
+    Args:
+        tasks: in the order in which they are to be computed; those on disk are yielded first.
+        save_models: keep each cell's weights (cells without them are computed again).
+        fresh: forget earlier cells.
+        on_step: called with a task and its optimizer steps so far.
+        admit: asked before a task is started; one that is not admitted is left out.
+
+    Raises:
+        KitError: if a worker process died.
+    """
+    missing = []
+    for task in tasks:
+        found = None if fresh else task.found()
+        if found is not None and not (save_models and not _weights(task).is_file()):
+            yield task, found, False
+        else:
+            discard_cell(task.plan.folder.cell(task.cell))
+            missing.append(task)
+    if save_models:
+        for plan in {id(task.plan): task.plan for task in tasks}.values():
+            _keep_encoder_files(plan)
+    outcomes = compute(
+        [_job(task, placement, save_models) for task in missing],
+        placement,
+        on_step=lambda number, step: on_step(missing[number], step),
+        admit=lambda number: admit(missing[number]),
+    )
+    for number, outcome in outcomes:
+        task = missing[number]
+        if isinstance(outcome, CellResult):
+            save_cell(task.plan.folder.cell(task.cell), task.plan.arm, task.cell, outcome)
+        yield task, outcome, True
+
+
+def _job(task: Task, placement: Placement, save_model: bool) -> CellJob:
+    plan, competition = task.plan, task.plan.competition
+    return CellJob(
+        cell=task.cell,
+        arm=plan.arm,
+        task=competition.rules.task,  # type: ignore[arg-type]
+        classes=len(competition.classes),
+        encoded=plan.encoded,
+        labels=competition.targets,
+        fold_of=plan.folds.fold_of,
+        model_folder=plan.source.folder,
+        device=placement.devices[0],
+        save_model=_weights(task) if save_model else None,
+    )
+
+
+def _weights(task: Task) -> Path:
+    return task.plan.folder.cell(task.cell) / "model.safetensors"
+
+
+def _keep_encoder_files(plan: Plan) -> None:
+    """Copy config and tokenizer beside the saved weights: they are of no use without them."""
+    for pattern in SMALL_FILES:
+        for path in plan.source.folder.glob(pattern):
+            with atomic_write(plan.folder.encoder / path.name, "wb") as file:
+                file.write(path.read_bytes())
