@@ -84,7 +84,7 @@ class AWP:
             gradients = step.weight_gradients(weights)
         pairs = zip(weights, gradients, strict=True)
         if self.kind == "layer":
-            return [self.gamma * w.detach().norm() * step.unit_of(g) for w, g in pairs]
+            return [step.unit_of(g, self.gamma * w.detach().norm()) for w, g in pairs]
         return [self._kaggle(w.detach(), g) for w, g in pairs]
 
     def _kaggle(self, weight: Tensor, gradient: Tensor) -> Tensor:

@@ -56,8 +56,7 @@ class SAM:
             yield from self.inner(step)
 
     def _offsets(self, step: Step, weights: Sequence[nn.Parameter]) -> list[Tensor]:
-        directions = step.units_together(step.weight_gradients(weights))
-        return [self.rho * direction for direction in directions]
+        return step.units_together(step.weight_gradients(weights), self.rho)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,5 +83,6 @@ class ASAM(SAM):
     def _offsets(self, step: Step, weights: Sequence[nn.Parameter]) -> list[Tensor]:
         scales = [weight.detach().abs() + self.eta for weight in weights]
         gradients = step.weight_gradients(weights)
-        scaled = step.units_together([t * g for t, g in zip(scales, gradients, strict=True)])
-        return [self.rho * t * direction for t, direction in zip(scales, scaled, strict=True)]
+        scaled = [t * g for t, g in zip(scales, gradients, strict=True)]
+        offsets = step.units_together(scaled, self.rho)
+        return [offset.mul_(t) for t, offset in zip(scales, offsets, strict=True)]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from competition_kit.errors import KitError
-from competition_kit.strategies import Strategy
+from competition_kit.specs import format_spec
+from competition_kit.strategies import STRATEGIES, Strategy
 from competition_kit.strategies.base import start_epoch
 from competition_kit.training.step import Step
 
@@ -70,6 +71,7 @@ class Journal:
 
     def __init__(self, strategy: Strategy, total_steps: int, device: torch.device) -> None:
         self._strategy = strategy
+        self._name = _name(strategy)
         self._every = math.ceil(total_steps / LOG_LINES)
         self._device = device
         self._lines: list[LogLine] = []
@@ -88,7 +90,7 @@ class Journal:
     def passed(self, step: Step, yielded: int, weight: float) -> None:
         """Note one micro-batch; `weight` is its part of the optimizer step's rows."""
         if yielded == 0 or step.first_loss is None:
-            raise TrainingError(f"{self._strategy} yielded no loss: there is nothing to train on")
+            raise TrainingError(f"{self._name} yielded no loss: there is nothing to train on")
         backwards = step.forwards - step.input_backwards - step.no_grad_forwards
         self._passes += (1, step.forwards, backwards, step.input_backwards)
         for name, value in step.notes.items():
@@ -115,7 +117,7 @@ class Journal:
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             raise TrainingError(
                 f"the {what} became {loss if what == 'loss' else grad_norm} by optimizer step "
-                f"{step}: lower --lr, or the strategy's strength ({self._strategy})"
+                f"{step}: lower --lr, or the strategy's strength ({self._name})"
             )
         notes = {name: float(total) / count for name, (total, count) in self._notes.items()}
         self._moved = self._moved or shift_norm > 0 or notes.get("weight_shift", 0.0) > 0
@@ -128,7 +130,7 @@ class Journal:
     def _check_moved(self) -> None:
         if self._strategy.strength > 0 and not self._moved and not self._skipped:
             raise TrainingError(
-                f"{self._strategy} is on but moved nothing up to optimizer step {self._now[0]}: the "
+                f"{self._name} is on but moved nothing up to optimizer step {self._now[0]}: the "
                 "loss does not depend on what it moves, or its start_epoch never came"
             )
 
@@ -148,3 +150,11 @@ class Journal:
             input_backwards=input_backwards,
             shift_norm=self._shift_total / max(1, self._now[0]),
         )
+
+
+def _name(strategy: Strategy) -> str:
+    """Return a strategy as users write it; one that is not listed (yet) by its repr."""
+    try:
+        return format_spec(strategy, STRATEGIES, defaults=False)
+    except StopIteration:
+        return repr(strategy)

@@ -24,6 +24,7 @@ __all__ = [
     "Classifier",
     "EncoderModel",
     "build_classifier",
+    "build_untrained",
     "load_tokenizer",
     "parameter_groups",
 ]
@@ -176,6 +177,27 @@ def build_classifier(
             remedy="an encoder with random weights is not what you want: check the checkpoint",
         )
     return Classifier(encoder, classes, pooling=pooling, dropout=dropout, generator=generator)
+
+
+def build_untrained(folder: Path, classes: int, *, pooling: Pooling) -> Classifier:
+    """Build a classifier from an encoder's config alone, to `restore` trained weights into it.
+
+    Raises:
+        InputError: if the folder holds no config that transformers knows.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        encoder = AutoModel.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"no encoder can be built from its config ({error})",
+            file=folder,
+            remedy="copy config.json from the encoder's own folder",
+        ) from error
+    _drop_pooler(encoder)
+    return Classifier(encoder, classes, pooling=pooling)
 
 
 def _drop_pooler(encoder: Any) -> None:

@@ -110,16 +110,21 @@ class ShiftSpace:
         norms = self.norm(a, "example") * self.norm(b, "example")
         return (dots / norms.flatten().clamp_min(torch.finfo(dots.dtype).tiny)).mean().detach()
 
-    def unit_of(self, gradient: Tensor) -> Tensor:
-        """Return a weight's gradient scaled to L2 norm 1; zero if it is zero or not finite."""
-        return self.units_together([gradient])[0]
+    def unit_of(self, gradient: Tensor, length: Tensor | float = 1.0) -> Tensor:
+        """Return a weight's gradient with this L2 norm; zero if it is zero or not finite."""
+        return self.units_together([gradient], length)[0]
 
-    def units_together(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Return gradients scaled so that their joint L2 norm is 1; zeros if not finite."""
+    def units_together(
+        self, gradients: Sequence[Tensor], length: Tensor | float = 1.0
+    ) -> list[Tensor]:
+        """Return gradients scaled to this joint L2 norm; zeros if they are not finite.
+
+        The length is an argument as each pass over all weights costs as much as a layer's forward.
+        """
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         tiny = torch.finfo(norm.dtype).tiny
         factor = torch.where(torch.isfinite(norm), 1.0 / norm.clamp_min(tiny), 0.0)
-        return [gradient.nan_to_num(0.0, 0.0, 0.0) * factor for gradient in gradients]
+        return [gradient.nan_to_num(0.0, 0.0, 0.0).mul_(factor * length) for gradient in gradients]
 
     def project(self, shift: Tensor, radius: float, scope: Scope, order: Norm = "l2") -> Tensor:
         """Return the nearest shift whose norm in its scope is at most `radius`."""

@@ -210,11 +210,14 @@ class Step(ShiftSpace):
         """
         loss = self.loss()
         found = torch.autograd.grad(self._scale(loss), weights, allow_unused=True)
-        factor = self._scale(torch.ones_like(loss))
-        return [
-            torch.zeros_like(weight) if gradient is None else gradient / factor
+        gradients = [
+            torch.zeros_like(weight) if gradient is None else gradient
             for weight, gradient in zip(weights, found, strict=True)
         ]
+        if self._scale is _identity:
+            return gradients
+        factor = self._scale(torch.ones_like(loss))
+        return [gradient / factor for gradient in gradients]
 
     @contextmanager
     def moved(self, weights: Sequence[nn.Parameter], offsets: Sequence[Tensor]) -> Iterator[None]:

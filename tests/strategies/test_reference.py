@@ -1050,6 +1050,9 @@ def tiny_encoder(kind: str) -> nn.Module:
         return hf.DebertaV2Model(
             hf.DebertaV2Config(**sizes, **relative, position_buckets=8, norm_rel_ebd="layer_norm")
         )
+    if kind == "xlm-roberta":
+        settings = {**sizes, "pad_token_id": 1}
+        return hf.XLMRobertaModel(hf.XLMRobertaConfig(**settings, type_vocab_size=1))
     return hf.BertModel(hf.BertConfig(**sizes)) if kind == "bert" else roberta(sizes)
 
 
@@ -1059,7 +1062,9 @@ def roberta(sizes: dict[str, Any]) -> nn.Module:
     return hf.RobertaModel(hf.RobertaConfig(**{**sizes, "pad_token_id": 1}, type_vocab_size=1))
 
 
-ENCODERS = ("bert", "roberta", "albert", "electra", "distilbert", "deberta", "deberta-v2")
+ENCODERS = (
+    *("bert", "roberta", "albert", "electra", "distilbert", "deberta", "deberta-v2", "xlm-roberta"),
+)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
