@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from competition_kit import __version__
 from competition_kit.data.encoding import Batch, Encoded
@@ -62,30 +62,33 @@ def adapted_encoder(
     """
     key = hash_json([source.hash, tokens.name, asdict(settings), precision, __version__])[:16]
     folder = home / "pretrained" / f"{source.short_name}-{key}"
-    if not (folder / "config.json").is_file():
-        model = _masked_language_model(source).to(torch.device(device))
-        encoded = Encoded.load(tokens)
-        recipe = Recipe(
-            epochs=settings.epochs,
-            lr=settings.lr,
-            batch_size=settings.batch_size,
-            precision=precision,
-        )
-        total = optimizer_steps(len(encoded), recipe)
-        fit_fold(
-            model,
-            encoded,
-            None,
-            np.arange(len(encoded)),
-            strategy=ALUM(alpha=settings.alum) if settings.alum > 0 else Plain(),
-            objective=Once(CrossEntropy()),
-            recipe=recipe,
-            seeds=FoldSeeds(0, 0),
-            make_batch=_batch_maker(source, settings, model),
-            on_step=lambda step: on_step(step, total),
-        )
-        _save(model, source, folder)
-    return find_model(str(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):  # a second run waits and finds it
+        if not (folder / "config.json").is_file():
+            model = _masked_language_model(source).to(torch.device(device))
+            encoded = Encoded.load(tokens)
+            recipe = Recipe(
+                epochs=settings.epochs,
+                lr=settings.lr,
+                batch_size=settings.batch_size,
+                precision=precision,
+            )
+            total = optimizer_steps(len(encoded), recipe)
+            fit_fold(
+                model,
+                encoded,
+                None,
+                np.arange(len(encoded)),
+                strategy=ALUM(alpha=settings.alum) if settings.alum > 0 else Plain(),
+                objective=Once(CrossEntropy()),
+                recipe=recipe,
+                seeds=FoldSeeds(0, 0),
+                make_batch=_batch_maker(source, settings, model),
+                on_step=lambda step: on_step(step, total),
+            )
+            _save(model, source, folder)
+    # the name people know it by; the content's hash tells it from the encoder it was made from
+    return replace(find_model(str(folder)), name=source.name)
 
 
 def _masked_language_model(source: ModelSource) -> MaskedLanguageModel:
@@ -146,18 +149,12 @@ def _batch_maker(
 
 def _save(model: MaskedLanguageModel, source: ModelSource, folder: Path) -> None:
     """Write the encoder's folder; it takes its name only when it is whole."""
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
+    scratch = folder.with_name(f".{folder.name}.new")
+    for left in (scratch, folder):  # of a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
+    scratch.mkdir()
     for pattern in SMALL_FILES:
         for path in source.folder.glob(pattern):
-            scratch.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, scratch / path.name)
     save_encoder(model, scratch)
-    if not (folder / "config.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # what somebody left unfinished
-    try:
-        scratch.rename(folder)
-    except OSError:  # another run was faster; its copy is as good
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not (folder / "config.json").is_file():
-            raise
+    scratch.rename(folder)

@@ -266,7 +266,7 @@ def run(
 
 
 def adapted(home: Path) -> list[Path]:
-    return sorted((home / "pretrained").iterdir())
+    return sorted(path for path in (home / "pretrained").iterdir() if path.is_dir())
 
 
 def weights_in(folder: Path) -> dict[str, Tensor]:
