@@ -13,7 +13,7 @@ import torch
 
 from competition_kit.data.competition import slug
 from competition_kit.files import write_json
-from competition_kit.harness.provenance import git_commit, versions
+from competition_kit.harness.provenance import git_commit, processor, versions
 from competition_kit.results.tables import text_table
 
 __all__ = ["RESULTS", "environment", "heading", "publish", "result_path"]
@@ -41,24 +41,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     )
     return {
         "device": device.type,
-        "cpu": {"model": _cpu_model(), "cores": cores, "threads": torch.get_num_threads()},
+        "cpu": {"model": processor(), "cores": cores, "threads": torch.get_num_threads()},
         "gpu": gpu,
         "system": platform.platform(terse=True),
         "versions": versions(),
         "git_commit": git_commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def _cpu_model() -> str:
-    """Return the processor's name; Python itself does not know it on Linux."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def heading(facts: dict[str, Any]) -> str:

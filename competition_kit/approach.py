@@ -13,7 +13,7 @@ from competition_kit.strategies.none import Plain
 from competition_kit.tricks import TRICKS, Trick, format_tricks, parse_tricks
 from competition_kit.tricks.averages import CheckpointAverage
 
-__all__ = ["Approach", "parse_approach"]
+__all__ = ["Approach", "combined", "parse_approach"]
 
 log = logging.getLogger(__name__)
 
@@ -108,3 +108,22 @@ def parse_approach(text: str) -> Approach:
         strategies[0] if strategies else Plain(),
         parse_tricks(format_tricks(tricks)),  # in their order, contradictions refused
     )
+
+
+def combined(one: Approach, other: Approach) -> Approach:
+    """Return two approaches at once; of two strategies one must go around the other.
+
+    Raises:
+        InputError: if they contradict each other.
+    """
+    tricks = [part for part in (one.tricks_spec, other.tricks_spec) if part]
+    strategies = [
+        approach.spec for approach in (one, other) if not isinstance(approach.strategy, Plain)
+    ]
+    refusals = []
+    for order in dict.fromkeys((tuple(strategies), tuple(reversed(strategies)))):
+        try:
+            return Approach.of("+".join(order) or "none", ", ".join(tricks))
+        except InputError as error:
+            refusals.append(error)
+    raise refusals[0]

@@ -75,7 +75,8 @@ class Progress:
         before = self._running.get(cell, 0.0)
         self._running[cell] = share
         self._bar.set_postfix_str(self._at(), refresh=False)
-        self._bar.update((share - before) * self._work[cell])
+        left = max(0.0, self._total - self._bar.n)  # rounding must not lead past the end
+        self._bar.update(min((share - before) * self._work[cell], left))
 
     def found(self, cell: str) -> None:
         """Take out a cell that was on disk: no work is left there, and it must not flatter the ETA."""

@@ -19,7 +19,7 @@ from competition_kit.commands.flags import (
     add_training_flags,
     count,
 )
-from competition_kit.commands.setup import set_up
+from competition_kit.commands.setup import Setup, set_up
 from competition_kit.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from competition_kit.harness.cross_validation import CVResult
     from competition_kit.harness.plan import Plan
 
-__all__ = ["add", "add_flags"]
+__all__ = ["add", "add_flags", "run_plan"]
 
 log = logging.getLogger(__name__)
 
@@ -82,18 +82,28 @@ def run(options: argparse.Namespace) -> int:
     approach.check(options.epochs)
     setup = set_up(options, options.data)
 
+    plan = setup.plan(approach, tuple(dict.fromkeys(options.seeds)))
+    run_plan(setup, plan, options, started)
+    return 0
+
+
+def run_plan(setup: Setup, plan: Plan, options: argparse.Namespace, started: float) -> None:
+    """Compute an arm's cells, write its run, print its scores.
+
+    Args:
+        options: with workers, save_models and fresh.
+        started: `time.monotonic()` at the command's start.
+    """
     from competition_kit.data.folds import audit
     from competition_kit.harness.cross_validation import cross_validate
     from competition_kit.harness.engines.local import place
     from competition_kit.progress import Progress
     from competition_kit.results.floor import cached_floor
 
-    plan = setup.plan(approach, tuple(dict.fromkeys(options.seeds)))
     for finding in audit(setup.competition, plan.folds):
         log.warning(finding)
     placement = place(len(plan.cells), setup.device, options.workers)
     log.info(_headline(plan, placement.workers, setup.device))
-
     with plan.folder.locked():
         with Progress(
             {_label(cell): steps for cell, steps in plan.steps.items()},
@@ -126,7 +136,6 @@ def run(options: argparse.Namespace) -> int:
             )
         written = _write_report(plan)
     _print_outcome(plan, outcome, time.monotonic() - started, placement.workers, written)
-    return 0
 
 
 def _label(cell: Cell) -> str:

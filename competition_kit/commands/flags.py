@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -18,6 +19,8 @@ __all__ = [
     "add_machine_flags",
     "add_training_flags",
     "count",
+    "duration",
+    "not_negative",
     "number",
     "positive",
     "ratio",
@@ -141,3 +144,17 @@ def positive(text: str) -> float:
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def not_negative(text: str) -> float:
+    """Read a finite number from 0 on."""
+    return ratio(False)(text)
+
+
+def duration(text: str) -> float:
+    """Read a length of time, 8h, 90m or 1h30m; return seconds."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+)s)?", text.strip())
+    if not text.strip() or found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time; write 8h, 90m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return positive(str(hours * 3600 + minutes * 60 + seconds))

@@ -1,4 +1,4 @@
-"""`report`: write a run's HTML report again."""
+"""`report`: write the reports of a run, an ablation or an ensemble again."""
 
 from __future__ import annotations
 
@@ -12,13 +12,25 @@ __all__ = ["add"]
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's parser."""
-    report = commands.add_parser("report", help="write a run's report.html again")
-    report.add_argument("folder", type=Path, metavar="RUN", help="a run folder: runs/tweets/...")
+    report = commands.add_parser("report", help="write the report of a run or an ablation again")
+    report.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="of a run or an ablation: runs/tweets/..."
+    )
+    report.add_argument(
+        "--no-examples",
+        action="store_true",
+        help="leave the texts of training rows out of an ablation's report",
+    )
     report.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    from competition_kit.results.report import write_run_report
+    """Run the command."""
+    from competition_kit.results.report import write_ablation_report, write_run_report
 
-    print(write_run_report(finished_run(options.folder)))
+    if (options.folder / "ablation.json").is_file():
+        for path in write_ablation_report(options.folder, examples=not options.no_examples):
+            print(path)
+    else:
+        print(write_run_report(finished_run(options.folder)))
     return 0

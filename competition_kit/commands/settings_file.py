@@ -40,6 +40,12 @@ def with_settings(
     add_flags(parser)
     known = [name[2:] for action in parser._actions for name in action.option_strings]
     known.remove("settings")
+    several = [
+        name[2:]
+        for action in parser._actions
+        if action.nargs == "+"
+        for name in action.option_strings
+    ]
     found: list[str] = []
     for key, value in content.items():
         name = key.replace("_", "-")
@@ -47,7 +53,7 @@ def with_settings(
             raise InputError(f"unknown key {key!r}{did_you_mean(name, known)}", file=path)
         if isinstance(value, bool):
             found += [f"--{name}"] if value else []
-        elif isinstance(value, list) and name == "seeds":
+        elif isinstance(value, list) and name in several:
             found += [f"--{name}", *map(str, value)]
         elif isinstance(value, list) and name == "tricks":
             found += [f"--{name}", ", ".join(map(str, value))]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from competition_kit.approach import Approach
 from competition_kit.commands.flags import DATA, DEFAULT_COMPETITION
@@ -18,9 +19,10 @@ from competition_kit.tricks.pretrain import Pretrain
 if TYPE_CHECKING:
     from competition_kit.data.competition import Competition
     from competition_kit.harness.plan import Plan
+    from competition_kit.harness.run_folder import RunFolder
     from competition_kit.results.metrics import Metric
 
-__all__ = ["Setup", "set_up"]
+__all__ = ["Setup", "set_up", "set_up_again"]
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +159,39 @@ def set_up(options: argparse.Namespace, data: Path) -> Setup:
         max_length=options.max_length or min(MAX_LENGTH, source.max_length),
         device=device,
         out=options.out,
+    )
+
+
+def set_up_again(
+    folder: RunFolder, config: Mapping[str, Any], *, data: Path | None, device: str | None
+) -> Setup:
+    """Return the setup that a finished run was made with.
+
+    Args:
+        config: its config.json.
+        data: where the competition is now, if it was moved.
+
+    Raises:
+        InputError: if the competition or the encoder is not there.
+    """
+    from competition_kit.data.competition import load_competition
+    from competition_kit.results.metrics import find_metric
+
+    arm, rules = config["arm"], config["rules"]
+    where = Path(config["competition_folder"]) if data is None else data
+    competition = load_competition(
+        where, metric=rules["metric"], scheme=rules["cv"]["scheme"], folds=rules["cv"]["folds"]
+    )
+    return Setup(
+        competition=competition,
+        metric=find_metric(competition.rules.metric, competition.multi_label),
+        source=find_model(arm["model"]),
+        recipe=Recipe(**arm["training"]),
+        pooling=arm["pooling"],
+        dropout=arm["dropout"],
+        max_length=arm["max_length"],
+        device=_device(device),
+        out=folder.path.parent.parent,
     )
 
 

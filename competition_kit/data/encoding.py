@@ -49,6 +49,17 @@ class Encoded:
         """[N] tokens of each row."""
         return np.diff(self.starts)
 
+    def take(self, rows: np.ndarray) -> Encoded:
+        """Return some rows, in this order."""
+        spans = [np.arange(self.starts[row], self.starts[row + 1]) for row in rows]
+        tokens = np.concatenate([np.zeros(0, np.int64), *spans])
+        return replace(
+            self,
+            ids=self.ids[tokens],
+            type_ids=None if self.type_ids is None else self.type_ids[tokens],
+            starts=np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64),
+        )
+
     def save(self, path: Path) -> None:
         """Write to a safetensors file, atomically."""
         arrays = {

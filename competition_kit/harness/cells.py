@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,15 @@ __all__ = [
     "Cell",
     "CellJob",
     "CellResult",
+    "ExtraRows",
     "discard_cell",
     "load_cell",
+    "pass_units",
     "save_cell",
 ]
+
+
+UNITS = {"forwards": 1.0, "backwards": 2.0, "input_backwards": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,7 @@ class Arm:
         strategy, tricks: spec strings with every hyper-parameter.
         training: a `Recipe` as a dict.
         data_hash, fold_hash: so that cells of other data or folds never mix in.
+        pseudo: hash of the pseudo-labels that it trains on besides, or "".
     """
 
     model: str
@@ -47,10 +54,14 @@ class Arm:
     data_hash: str
     fold_hash: str
     version: str = __version__
+    pseudo: str = ""
 
     @property
     def hash(self) -> str:
-        return hash_json(asdict(self))
+        fields = asdict(self)
+        if not self.pseudo:
+            del fields["pseudo"]  # cells from before there were any stay valid
+        return hash_json(fields)
 
 
 @dataclass(frozen=True, order=True)
@@ -66,6 +77,19 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class ExtraRows:
+    """Rows that a fold's models train on besides the training rows.
+
+    Attributes:
+        rows: [n] numbers in the token file.
+        labels: [n] class numbers or [n, C] zeros and ones.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
 class CellJob:
     """All that a worker needs to compute a cell, small enough to send.
 
@@ -76,6 +100,7 @@ class CellJob:
         model_folder: the encoder on this disk.
         device: where to train ("cpu", "cuda:0").
         save_model: where to leave the trained weights, or None.
+        extra: pseudo-labelled rows of this fold, or None.
     """
 
     cell: Cell
@@ -88,6 +113,7 @@ class CellJob:
     model_folder: Path
     device: str
     save_model: Path | None = None
+    extra: ExtraRows | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +144,11 @@ class CellResult:
     peak_memory_mb: float
     device: str
     threads: int
+
+
+def pass_units(passes: Mapping[str, float]) -> float:
+    """Return passes in units of one forward: a backward is 2, one for the input alone 1."""
+    return sum(UNITS[name] * count for name, count in passes.items())
 
 
 def save_cell(folder: Path, arm: Arm, cell: Cell, result: CellResult) -> None:

@@ -10,7 +10,7 @@ from competition_kit.data.competition import Competition, Rows, slug
 from competition_kit.data.folds import Folds, load_or_make_folds
 from competition_kit.errors import InputError
 from competition_kit.files import hash_json
-from competition_kit.harness.cells import Arm, Cell
+from competition_kit.harness.cells import Arm, Cell, ExtraRows
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.model_source import ModelSource
 from competition_kit.specs import spec_names
@@ -29,6 +29,7 @@ class Plan:
         folder: of the arm.
         encoded: file with the tokens of all training and test rows.
         steps: optimizer steps of each cell.
+        extra: pseudo-labelled rows of each fold, or nothing.
     """
 
     competition: Competition
@@ -39,6 +40,7 @@ class Plan:
     folder: RunFolder
     encoded: Path
     steps: dict[Cell, int]
+    extra: tuple[ExtraRows, ...] = ()
 
     @property
     def cells(self) -> list[Cell]:

@@ -14,7 +14,7 @@ from typing import Any
 from competition_kit.harness.engines.local import Placement
 from competition_kit.harness.plan import Plan
 
-__all__ = ["git_commit", "run_config", "versions"]
+__all__ = ["git_commit", "machine", "processor", "run_config", "versions"]
 
 
 def run_config(plan: Plan, placement: Placement, command: str) -> dict[str, Any]:
@@ -69,3 +69,28 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return run[0] + ("+changes" if run[1] else "")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Return what a report says of the hardware; memory in GiB is the GPU's where there is one."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    facts = {"processor": processor(), "cores": cores, "device": device, "memory_gb": None}
+    if device.startswith("cuda"):
+        import torch
+
+        card = torch.cuda.get_device_properties(device)
+        facts |= {"device": card.name, "memory_gb": round(card.total_memory / 2**30, 1)}
+    return facts
+
+
+def processor() -> str:
+    """Return the processor's name; Python itself does not know it on Linux."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

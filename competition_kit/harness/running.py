@@ -100,6 +100,7 @@ def _job(task: Task, placement: Placement, save_model: bool) -> CellJob:
         model_folder=plan.source.folder,
         device=placement.devices[0],
         save_model=_weights(task) if save_model else None,
+        extra=plan.extra[task.cell.fold] if plan.extra else None,
     )
 
 

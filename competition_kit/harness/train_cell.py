@@ -48,6 +48,12 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
     train_rows = np.flatnonzero(job.fold_of != job.cell.fold)
     valid_rows = np.flatnonzero(job.fold_of == job.cell.fold)
     test_rows = np.arange(len(job.fold_of), len(encoded))
+    labels = job.labels
+    if job.extra is not None:  # pseudo-labelled test rows stand behind the training rows
+        labels = np.zeros((len(encoded), *job.labels.shape[1:]), dtype=job.labels.dtype)
+        labels[: len(job.labels)] = job.labels
+        labels[job.extra.rows] = job.extra.labels
+        train_rows = np.concatenate([train_rows, job.extra.rows])
 
     torch.manual_seed(seeds.derive("load"))  # whatever a model class draws while it is built
     tricks = parse_tricks(arm.tricks)
@@ -67,10 +73,10 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
     log = fit_fold(
         model,
         encoded,
-        job.labels,
+        labels,
         train_rows,
         strategy=parse_spec(arm.strategy, STRATEGIES),
-        objective=_objective(job, tricks, train_rows),
+        objective=_objective(job, tricks, labels[train_rows]),
         recipe=recipe,
         seeds=seeds,
         groups=next((t for t in tricks if isinstance(t, GroupsParameters)), None),
@@ -79,19 +85,18 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         on_step=on_step,
     )
     fitted, cpu = time.perf_counter(), time.process_time() - cpu
-    logits = predict(
-        model,
-        encoded,
-        np.concatenate([valid_rows, test_rows]),
-        precision=recipe.precision,
+    # test rows in batches of their own: then the stored models give the same bits for them again
+    valid_logits, test_logits = (
+        predict(model, encoded, rows, precision=recipe.precision)
+        for rows in (valid_rows, test_rows)
     )
     predicted = time.perf_counter()
     if job.save_model is not None:
         model.save(job.save_model)
     return CellResult(
         valid_rows=valid_rows,
-        valid_logits=logits[: len(valid_rows)],
-        test_logits=logits[len(valid_rows) :],
+        valid_logits=valid_logits,
+        test_logits=test_logits,
         log=[asdict(line) for line in log.lines],
         passes={
             "forwards": log.forwards,
@@ -110,12 +115,12 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
     )
 
 
-def _objective(job: CellJob, tricks: tuple[Trick, ...], train_rows: np.ndarray) -> Objective:
-    """Return the loss of the task, as the tricks change it; they see the training rows only."""
+def _objective(job: CellJob, tricks: tuple[Trick, ...], labels: np.ndarray) -> Objective:
+    """Return the loss of the task, as the tricks change it; they see labels trained on only."""
     criterion: Criterion = CRITERIA[job.task]()
     for trick in tricks:
         if isinstance(trick, ChangesCriterion):
-            criterion = trick.criterion(criterion, job.labels[train_rows], job.classes)
+            criterion = trick.criterion(criterion, labels, job.classes)
     for trick in tricks:
         if isinstance(trick, ChangesObjective):
             return trick.objective(criterion)

@@ -14,7 +14,7 @@ from competition_kit.errors import InputError, examples
 from competition_kit.results.metrics import find_metric
 from competition_kit.results.submission import positive_class
 
-__all__ = ["HeldOut", "score_submission"]
+__all__ = ["HeldOut", "held_out_targets", "score_submission"]
 
 SOLUTION = "solution.csv"
 
@@ -84,6 +84,29 @@ def score_submission(competition: Competition, submission: Path) -> HeldOut:
         metric.score(targets, probabilities, competition.classes),
         len(targets),
     )
+
+
+def held_out_targets(competition: Competition) -> np.ndarray | None:
+    """Return the held-back labels in the order of the test rows; None without a solution.
+
+    Raises:
+        InputError: if the solution's ids are not those of the test rows.
+    """
+    path = competition.folder / SOLUTION
+    if not path.is_file() or not len(competition.test):
+        return None
+    solution = read_table(path, competition.rules.encoding)
+    if competition.rules.id not in solution.columns:
+        raise InputError(f"no column {competition.rules.id!r}", file=path)
+    place = {row_id: row for row, row_id in enumerate(solution[competition.rules.id])}
+    missing = [row_id for row_id in competition.test.ids if row_id not in place]
+    if missing or len(place) != len(competition.test):
+        raise InputError(
+            f"its ids are not those of the test rows ({len(missing)} missing)",
+            file=path,
+            remedy="take the file away to go without held-out scores",
+        )
+    return encode_labels(solution, competition, path)[[place[i] for i in competition.test.ids]]
 
 
 def _probabilities(competition: Competition, table: pd.DataFrame, path: Path) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""`compare`: is one finished run better than another one on the same folds?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from competition_kit.commands.flags import not_negative
+
+__all__ = ["add", "print_comparison"]
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command's parser."""
+    compare = commands.add_parser(
+        "compare", help="delta of two finished runs on the same folds, with its uncertainty"
+    )
+    compare.add_argument("run_a", type=Path, metavar="RUN_A", help="what is held against ...")
+    compare.add_argument("run_b", type=Path, metavar="RUN_B", help="... this one, the baseline")
+    compare.add_argument(
+        "--rope",
+        type=not_negative,
+        default=0.0,
+        help="differences up to this are practically none (default: 0)",
+    )
+    compare.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    print_comparison(options.run_a, options.run_b, options.rope)
+    return 0
+
+
+def print_comparison(run_a: Path, run_b: Path, rope: float) -> None:
+    """Print the delta of a run over another one on the same folds.
+
+    Raises:
+        InputError: if one is no finished run, or they cannot be paired.
+    """
+    from competition_kit.commands.ablation_output import print_deltas
+    from competition_kit.results.ablation import Contrast, analyse
+    from competition_kit.results.ablation_files import row_json
+    from competition_kit.results.run_record import paired_records, read_run
+
+    ours, baseline = read_run(run_a), read_run(run_b)
+    arm, against, labels = paired_records(ours, baseline)
+    contrasts = [
+        Contrast(arm=against, against=against, role="baseline"),
+        Contrast(arm=arm, against=against, role="arm"),
+    ]
+    rows = analyse(contrasts, ours.metric, labels, rope=rope)
+    direction = "" if ours.metric.greater_is_better else ", lower is better"
+    print(
+        f"\n{ours.metric.name}{direction}, {arm.scores.shape[1]} folds, "
+        f"seeds {' '.join(map(str, arm.seeds))}"
+    )
+    found = [row_json(row) for row in rows]
+    print_deltas(found)
+    print(f"  {rows[1].sentence}")
+    for name, said in (
+        ("oof_delta", "pooled OOF"),
+        ("ensemble_delta", "pooled OOF after averaging the seeds"),
+    ):
+        ends = found[1][name]
+        if ends is not None and ends["low"] is not None:
+            print(f"  {said}: {ends['delta']:+.4f} [{ends['low']:+.4f}, {ends['high']:+.4f}]")

@@ -1,0 +1,323 @@
+"""From an ablation's cells to its folder: deltas.csv and ablation.json."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition_kit.files import read_json
+from competition_kit.harness.ablation import AblationArm, Averaged, Cells, Study
+from competition_kit.harness.cells import Cell, pass_units
+from competition_kit.harness.cross_validation import cell_score
+from competition_kit.harness.provenance import git_commit, machine, versions
+from competition_kit.harness.running import Task
+from competition_kit.results.ablation import (
+    ArmRecord,
+    Contrast,
+    Labels,
+    Role,
+    Row,
+    analyse,
+    in_words,
+    interaction,
+    paired_differences,
+    practical_difference,
+)
+from competition_kit.results.ablation_files import comparison_json, row_json, write_ablation
+from competition_kit.results.held_out import held_out_targets
+from competition_kit.results.metrics import Metric, to_probabilities
+from competition_kit.results.statistics import holm, verdict
+
+__all__ = ["conclude", "pilot_spread"]
+
+LEVEL = 0.95
+AGAINST_RIVALS: tuple[Role, ...] = ("equal epochs", "equal seeds")
+
+
+def conclude(
+    study: Study,
+    cells: Cells,
+    folder: Path,
+    *,
+    rope: float | None,
+    command: str,
+    on_row: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Compare all arms, write deltas.csv and ablation.json, and return what the latter says.
+
+    Arms that were not declared before the first look at results are exploratory: outside of the
+    declared family.
+
+    Args:
+        rope: differences up to this are practically none; None takes it from the A/A arm.
+        on_row: called with the comparisons done so far and their number: the bootstrap takes time.
+    """
+    metric, plan = study.metric, study.baseline.plan
+    records = {arm: _record(arm, cells, metric) for arm in study.everything()}
+    baseline = records[study.baseline]
+    aa = Contrast(arm=records[study.aa], against=baseline, role="a/a")
+    if rope is None:
+        spread = practical_difference(paired_differences(aa, metric))
+        source = "one more run with other seeds moves the CV mean by this (1 SD, from the A/A arm)"
+    else:
+        spread, source = rope, "given"
+    looks = _looks(folder, study)
+    declared = set(looks[0]["arms"])
+    contrasts = [Contrast(arm=baseline, against=baseline, role="baseline"), aa]
+    for arm in study.arms:
+        role = arm.role if arm.name in declared else "exploratory"
+        contrasts.append(Contrast(arm=records[arm], against=baseline, role=role))
+    contrasts += _rival_contrasts(study, records, baseline)
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        on_row(done, 2 * len(contrasts))
+
+    rows = analyse(contrasts, metric, _labels(study), rope=spread, level=LEVEL, on_row=advance)
+    seeds_added = [seed for seed in plan.seeds if seed not in looks[0]["seeds"]]
+    content = {
+        "name": folder.name.removeprefix("ablation-"),
+        "command": command,
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "machine": machine(_device(cells)),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "competition": _competition(study),
+        "design": {
+            "folds": list(plan.folds.names),
+            "seeds": list(plan.seeds),
+            "aa_seeds": list(study.aa.plan.seeds),
+            "level": LEVEL,
+            "rope": spread,
+            "rope_source": source,
+            "minimum_detectable": _detectable(rows),
+            "method": next((r.comparison.method for r in rows if r.comparison is not None), ""),
+            "training": plan.arm.training,
+            "model": plan.arm.model,
+            "max_length": plan.arm.max_length,
+            "looks": looks,
+            "seeds_added_after_a_look": seeds_added,
+            **_missing(study, cells),
+        },
+        "arms": [row_json(row) for row in rows if row.contrast.against is baseline],
+        "equal_compute": [row_json(row) for row in rows if row.contrast.against is not baseline],
+        "interactions": _interactions(study, records, baseline, spread),
+    }
+    write_ablation(folder, content)
+    return content
+
+
+def pilot_spread(study: Study) -> float | None:
+    """Return the SD of one cell's difference by the cells on disk of two runs of the baseline.
+
+    None before any were computed. Seeds are all that differs, so this is the least that paired
+    differences of an arm can scatter by.
+    """
+    found: dict[int, list[float]] = {}
+    for arm in (study.baseline, study.aa):
+        for cell in arm.plan.cells:
+            result = Task(arm.plan, cell).found()
+            if result is not None:
+                score = cell_score(study.metric, study.competition, result)
+                found.setdefault(cell.fold, []).append(score)
+    variances = [np.var(scores, ddof=1) for scores in found.values() if len(scores) > 1]
+    return float(np.sqrt(2 * np.nanmean(variances))) if variances else None
+
+
+def _record(arm: AblationArm, cells: Cells, metric: Metric) -> ArmRecord:
+    """Put an arm's cells together; what is missing is NaN."""
+    plan, found = arm.plan, cells[arm]
+    competition, seeds = plan.competition, plan.seeds
+    classes, multi_label = len(competition.classes), competition.multi_label
+    scores = np.full((len(seeds), plan.folds.count), np.nan)
+    oof = np.full((len(seeds), len(competition.train), classes), np.nan)
+    test = np.zeros((len(seeds), len(competition.test), classes))
+    for layer, seed in enumerate(seeds):
+        for fold in range(plan.folds.count):
+            result = found.get(Cell(seed, fold))
+            if result is None:
+                test[layer] = np.nan
+                continue
+            scores[layer, fold] = cell_score(metric, competition, result)
+            oof[layer, result.valid_rows] = to_probabilities(result.valid_logits, multi_label)
+            test[layer] += to_probabilities(result.test_logits, multi_label) / plan.folds.count
+    results = list(found.values())
+    units = pass_units(results[0].passes) if results else np.nan
+    return ArmRecord(
+        name=arm.name,
+        spec=", ".join(part for part in (plan.arm.strategy, plan.arm.tricks) if part),
+        folder=plan.folder.path.name,
+        seeds=seeds,
+        scores=scores,
+        oof=oof,
+        test=test,
+        passes=units * plan.arm.training["epochs"],
+        seconds=_median(result.fit_seconds for result in results),
+        cpu_seconds=_median(result.fit_cpu_seconds for result in results),
+        peak_memory_mb=max((result.peak_memory_mb for result in results), default=np.nan),
+        failure=str(arm.failures[0]) if arm.failures else "",
+    )
+
+
+def _averaged(averaged: Averaged, records: dict[AblationArm, ArmRecord], study: Study) -> ArmRecord:
+    """Average runs of the baseline: the first seed of each of them is one run of the result."""
+    parts = [records[part] for part in averaged.parts]
+    first, plan = parts[0], study.baseline.plan
+    oof = np.mean([part.oof for part in parts], axis=0)
+    scores = np.full(first.scores.shape, np.nan)
+    for layer, fold in np.ndindex(*scores.shape):
+        rows = plan.folds.validation(fold)
+        if np.isfinite(oof[layer, rows]).all():
+            scores[layer, fold] = study.metric.score(
+                study.competition.targets[rows], oof[layer, rows], study.competition.classes
+            )
+    return ArmRecord(
+        name=averaged.name,
+        spec=first.spec,
+        folder=first.folder,
+        seeds=first.seeds,
+        scores=scores,
+        oof=oof,
+        test=np.mean([part.test for part in parts], axis=0),
+        passes=sum(part.passes for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        cpu_seconds=sum(part.cpu_seconds for part in parts),
+        peak_memory_mb=max(part.peak_memory_mb for part in parts),
+        failure=next((part.failure for part in parts if part.failure), ""),
+    )
+
+
+def _rival_contrasts(
+    study: Study, records: dict[AblationArm, ArmRecord], baseline: ArmRecord
+) -> list[Contrast]:
+    """Return the baseline with more budget against itself, and each arm against it."""
+    rivals: dict[str, tuple[ArmRecord, Role]] = {}
+    contrasts = []
+    for arm in study.arms:
+        found: list[tuple[ArmRecord, Role]] = []
+        if arm in study.longer:
+            found.append((records[study.longer[arm]], "equal epochs"))
+        if arm in study.averaged:
+            found.append((_averaged(study.averaged[arm], records, study), "equal seeds"))
+        for rival, role in found:
+            rival, _ = rivals.setdefault(rival.name, (rival, role))
+            contrasts.append(Contrast(arm=records[arm], against=rival, role=role))
+    own = [Contrast(arm=rival, against=baseline, role=role) for rival, role in rivals.values()]
+    return own + contrasts
+
+
+def _interactions(
+    study: Study, records: dict[AblationArm, ArmRecord], baseline: ArmRecord, rope: float
+) -> list[dict[str, Any]]:
+    by_name = {arm.name: records[arm] for arm in study.arms}
+    found = [
+        (
+            arm.name,
+            interaction(
+                records[arm],
+                by_name[arm.parts[0]],
+                by_name[arm.parts[1]],
+                baseline,
+                study.metric,
+                rope=rope,
+                level=LEVEL,
+            ),
+        )
+        for arm in study.arms
+        if arm.parts is not None
+    ]
+    adjusted = holm([comparison.p_value for _, comparison in found]).tolist()
+    words = {
+        "better": "more together than the sum of both",
+        "worse": "less together than the sum of both",
+        "practically the same": "together what both give",
+        "no evidence": "no evidence of an interaction",
+    }
+    return [
+        {
+            "pair": name,
+            **comparison_json(comparison),
+            "p_holm": p_holm if np.isfinite(p_holm) else None,
+            "sentence": in_words(
+                comparison, verdict(comparison, p_holm if np.isfinite(p_holm) else None), words
+            ),
+        }
+        for (name, comparison), p_holm in zip(found, adjusted, strict=True)
+    ]
+
+
+def _labels(study: Study) -> Labels:
+    competition = study.competition
+    return Labels(
+        train=competition.targets,
+        held_out=held_out_targets(competition),
+        fold_of=study.baseline.plan.folds.fold_of,
+        groups=competition.groups,
+        classes=competition.classes,
+    )
+
+
+def _looks(folder: Path, study: Study) -> list[dict[str, Any]]:
+    """Return the arms and seeds of earlier looks at results, and of this one if it is new."""
+    path = folder / "ablation.json"
+    earlier = read_json(path)["design"]["looks"] if path.is_file() else []
+    this = {
+        "arms": [arm.name for arm in study.arms],
+        "seeds": list(study.baseline.plan.seeds),
+    }
+    return earlier if earlier and earlier[-1] == this else [*earlier, this]
+
+
+def _competition(study: Study) -> dict[str, Any]:
+    competition = study.competition
+    return {
+        "name": competition.name,
+        "title": competition.rules.title,
+        "metric": study.metric.name,
+        "greater_is_better": study.metric.greater_is_better,
+        "task": competition.rules.task,
+        "classes": list(competition.classes),
+        "train_rows": len(competition.train),
+        "test_rows": len(competition.test),
+        "folder": str(competition.folder.resolve()),
+    }
+
+
+def _missing(study: Study, cells: Cells) -> dict[str, Any]:
+    """Return which arms have missing cells, in words."""
+    missing = []
+    for arm in study.everything():
+        lost = len(arm.plan.cells) - len(cells[arm])
+        if lost:
+            why = f" ({arm.failures[0]})" if arm.failures else ""
+            missing.append(f"{arm.name}: {lost} of {len(arm.plan.cells)} cells{why}")
+    return {"complete": not missing, "missing": missing}
+
+
+def _detectable(rows: Sequence[Row]) -> float | None:
+    """Return the median half-width of the intervals: a delta below it cannot be told from noise."""
+    widths = [
+        (row.comparison.high - row.comparison.low) / 2
+        for row in rows
+        if row.comparison is not None
+        and row.comparison.low is not None
+        and row.comparison.high is not None
+    ]
+    return statistics.median(widths) if widths else None
+
+
+def _device(cells: Cells) -> str:
+    devices = {result.device for found in cells.values() for result in found.values()}
+    return "cpu" if devices <= {"cpu"} else "cuda"
+
+
+def _median(values: Iterable[float]) -> float:
+    found = list(values)
+    return statistics.median(found) if found else np.nan

@@ -1,0 +1,57 @@
+"""Learning curves from the cells' logs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["Curve", "read_curve"]
+
+POINTS = 40  # of a curve, at most: means over what lies between show more than every step
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Loss of the first (clean) pass against optimizer steps.
+
+    Attributes:
+        steps: [P], `mean`: [P] over the cells.
+        cells: [R, P], one row for each cell; NaN where a cell's log has nothing.
+    """
+
+    steps: np.ndarray
+    mean: np.ndarray
+    cells: np.ndarray
+
+
+def read_curve(run: Path, seeds: Iterable[int] | None = None) -> Curve | None:
+    """Read the logs of a run folder's cells, of these seeds; None where there is none."""
+    patterns = ["*"] if seeds is None else [f"seed{seed}-fold*" for seed in seeds]
+    logs = [log for name in patterns for log in sorted(run.glob(f"cells/{name}/log.jsonl"))]
+    read = [[json.loads(x) for x in log.read_text(encoding="utf-8").splitlines()] for log in logs]
+    cells = [
+        (np.array([x["step"] for x in lines]), np.array([x["loss"] for x in lines]))
+        for lines in read
+        if lines
+    ]
+    if not cells:
+        return None
+    last = max(steps[-1] for steps, _ in cells)
+    points = min(POINTS, *(len(steps) for steps, _ in cells))
+    edges = np.linspace(0, last, points + 1)
+    means = np.array([_binned(steps, losses, edges) for steps, losses in cells])
+    filled = ~np.isnan(means).all(axis=0)
+    middles = (edges[:-1] + edges[1:]) / 2
+    return Curve(middles[filled], np.nanmean(means[:, filled], axis=0), means[:, filled])
+
+
+def _binned(steps: np.ndarray, losses: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the mean loss between each two edges (the right one included); NaN where none."""
+    place = np.searchsorted(edges, steps, side="left") - 1
+    counts = np.bincount(place, minlength=len(edges) - 1)
+    sums = np.bincount(place, weights=losses, minlength=len(edges) - 1)
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)

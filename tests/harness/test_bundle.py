@@ -1,0 +1,333 @@
+"""Bundles predict by themselves what the run predicted, or are not made at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from competition_kit.cli import main
+from competition_kit.data.competition import Competition, load_competition
+from competition_kit.data.tables import read_table
+from competition_kit.errors import InputError, KitError
+from competition_kit.files import write_csv
+from competition_kit.harness import bundle, infer
+from competition_kit.harness.bundle import GUARD, export_bundle
+from competition_kit.harness.prediction import predict_rows
+from competition_kit.harness.stored_run import StoredRun, open_stored_run
+from competition_kit.results.metrics import to_probabilities
+from competition_kit.results.submission import make_submission
+
+from .stored import copy_of, train, write_competition
+
+Load = Callable[[str], tuple[StoredRun, Competition]]
+CASES = {  # kind of encoder, its competition, flags
+    "label": ("bert", {}, ["--pooling", "attention"]),
+    "several labels": ("roberta", {"task": "multi_label"}, ["--pooling", "cls"]),
+    "pairs": ("bert", {"pair": True}, ["--pooling", "max"]),
+    "no test": ("roberta", {"test_rows": 0}, []),
+}
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str], Path]) -> Load:
+    """Return a function: name of a case -> a run with models, and its competition."""
+    runs: dict[str, tuple[StoredRun, Competition]] = {}
+
+    def make(name: str) -> tuple[StoredRun, Competition]:
+        if name not in runs:
+            kind, competition, flags = CASES[name]
+            place = tmp_path_factory.mktemp("made")
+            data = write_competition(place / "toy", **competition)
+            run = open_stored_run(train(data, model_folder(kind), place / "runs", *flags))
+            runs[name] = run, load_competition(data)
+        return runs[name]
+
+    return make
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the bundle's script in this process: a fresh one takes seconds to import torch."""
+
+    def run_here(run: StoredRun, folder: Path, arguments: list[str], place: Path) -> None:
+        with contextlib.chdir(place):
+            assert infer.main(arguments, folder) == 0
+
+    monkeypatch.setattr(bundle, "_run_guarded", run_here)
+
+
+# -- in a fresh process, as users have it ---------------------------------------------------------
+
+
+def test_export_as_a_user_does_it(
+    load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = load("pairs")
+    capsys.readouterr()
+    target = tmp_path / "bundle"
+    assert main(["export", str(run.folder.path), "--to", str(target)]) == 0
+    printed = capsys.readouterr().out
+    assert "self-test in a fresh process, network refused: 9 rows, " in printed
+    files = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert files == {
+        *("README.txt", "bundle.json", "infer.py", "encoder/config.json"),
+        *("encoder/tokenizer.json", "encoder/tokenizer_config.json"),
+        *("models/seed0-fold0.safetensors", "models/seed0-fold1.safetensors"),
+    }
+    assert sorted(tmp_path.iterdir()) == [target], "nothing else is left"
+    readme = (target / "README.txt").read_text(encoding="utf-8")
+    assert "python infer.py --input test.csv --output submission.csv" in readme
+    assert "id, text, text_b" in readme and "Self-test" in readme
+    assert (target / "infer.py").read_bytes() == Path(infer.__file__).read_bytes()
+    said = printed + "".join(
+        (target / name).read_text("utf-8") for name in files if "." in name[-5:]
+    )
+    assert str(run.folder.path) not in said, "no path of this machine"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("import socket; socket.create_connection(('127.0.0.1', 9))", "asked for the network"),
+        ("import socket; socket.getaddrinfo('localhost', 80)", "asked for the network"),
+        ("import competition_kit", "competition_kit"),
+        ("open({run!r} + '/config.json')", "opened a file of the run"),
+        ("open({bundle!r} + '/infer.py'); print('fine')", ""),
+    ],
+)
+def test_the_self_tests_process_refuses_network_kit_and_run(
+    script: str, said: str, tmp_path: Path
+) -> None:
+    run, place = tmp_path / "run", tmp_path / "run" / "bundle"
+    place.mkdir(parents=True)
+    (run / "config.json").write_text("{}", encoding="utf-8")
+    path = place / "infer.py"
+    path.write_text(script.format(run=str(run), bundle=str(place)), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", GUARD, str(run), str(place), str(path)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode != 0) is bool(said)
+    assert said in done.stderr and ("fine" in done.stdout) is not bool(said)
+
+
+def test_a_script_that_fails_in_its_process_makes_no_bundle(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, competition = load("label")
+    script = tmp_path / "infer.py"
+    script.write_text("raise RuntimeError('no such luck')", encoding="utf-8")
+    monkeypatch.setattr(bundle, "INFER", script)
+    with pytest.raises(KitError, match=r"does not run, .* RuntimeError: no such luck"):
+        export_bundle(run, competition, tmp_path / "bundle")
+    assert sorted(tmp_path.iterdir()) == [script]
+
+
+# -- what it predicts -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", CASES)
+def test_a_bundle_predicts_what_the_run_predicts(name: str, load: Load, tmp_path: Path) -> None:
+    run, competition = load(name)
+    outcome = export_bundle(run, competition, tmp_path / "bundle")
+    assert outcome.rows == (9 if len(competition.test) else 24)
+    assert outcome.difference <= 1e-6 and outcome.changed == 0
+    rows = competition.test if len(competition.test) else competition.train
+    texts = [list(column) for column in zip(*rows.texts, strict=True)]
+    info = json.loads((tmp_path / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    found = infer.predict(tmp_path / "bundle", info, texts, "cpu", 64)
+    np.testing.assert_allclose(found, predict_rows(run, rows), rtol=1e-12)
+
+
+def with_form(competition: Competition, **rules: object) -> Competition:
+    """Return the competition as if it took another form of submission."""
+    changed = replace(competition.rules, **rules)
+    sample = competition.sample
+    assert sample is not None
+    if changed.submission == "probabilities":
+        sample = pd.DataFrame({"so so": "0", "id": sample["id"], "no": "0", "yes": "1"})
+    elif changed.label_separator is not None:
+        sample = sample[["id"]].assign(tags="")
+    return replace(competition, rules=changed, sample=sample)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        ("label", {}),
+        ("label", {"submission": "probabilities"}),
+        ("several labels", {}),
+        ("several labels", {"submission": "probability"}),
+        ("several labels", {"label": ("tags",), "label_separator": "; ", "empty_label": "none"}),
+        ("several labels", {"label": ("tags",), "label_separator": " "}),
+    ],
+)
+@pytest.mark.parametrize("sample", [True, False])
+def test_a_submission_is_what_the_kit_would_write(
+    name: str, rules: dict[str, object], sample: bool, load: Load, tmp_path: Path
+) -> None:
+    run, competition = load(name)
+    competition = with_form(competition, **rules)
+    if not sample:
+        competition = replace(competition, sample=None)
+    export_bundle(run, competition, tmp_path / "bundle")  # compares, too
+    arguments = ["--input", str(competition.folder / "test.csv"), "--device", "cpu"]
+    arguments += ["--output", str(tmp_path / "s.csv"), "--probabilities", str(tmp_path / "p.csv")]
+    if competition.sample is not None:
+        write_csv(tmp_path / "sample.csv", competition.sample)
+        arguments += ["--sample", str(tmp_path / "sample.csv")]
+    assert infer.main(arguments, tmp_path / "bundle") == 0
+    probabilities = read_table(tmp_path / "p.csv")
+    assert probabilities["id"].tolist() == list(competition.test.ids)
+    expected = make_submission(competition, probabilities.iloc[:, 1:].to_numpy(float))
+    write_csv(tmp_path / "expected.csv", expected)
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
+
+
+@pytest.mark.parametrize("positive", ["no", None])
+def test_one_probability_is_of_the_positive_class(positive: str | None) -> None:
+    info = {
+        "id": "id",
+        "columns": ["id", "p"],
+        "classes": ["no", "yes"],
+        "submission": "probability",
+        "multi_label": False,
+        "positive": positive or "yes",
+    }
+    found = infer.submission(info, np.array([[0.25, 0.75]]))
+    assert found == {"p": [0.25 if positive else 0.75]}
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_logits_become_the_kits_probabilities(multi_label: bool) -> None:
+    logits = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32) * 20
+    np.testing.assert_allclose(
+        infer.to_probabilities(logits, multi_label),
+        to_probabilities(logits, multi_label),
+        rtol=1e-12,
+    )
+    assert infer.to_probabilities(np.zeros((1, 1), np.float32), True) == 0.5
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_large_test_file_is_tested_in_part(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "SELF_TEST_ROWS", 4)
+    run, competition = load("label")
+    assert export_bundle(run, competition, tmp_path / "bundle").rows == 4
+
+
+@pytest.mark.usefixtures("quick")
+def test_half_precision_halves_and_says_what_it_changed(load: Load, tmp_path: Path) -> None:
+    run, competition = load("label")
+    outcome = export_bundle(run, competition, tmp_path / "half", fp16=True)
+    assert 0 < outcome.difference < outcome.allowed < 0.02
+    assert "other decisions" in str(outcome)
+    (whole,) = {model.weights.stat().st_size for model in run.models}
+    for model in run.models:
+        stored = tmp_path / "half" / "models" / f"{model.cell.name}.safetensors"
+        assert stored.stat().st_size < 0.55 * whole
+        before, after = load_file(model.weights), load_file(stored)
+        assert all((before[name].astype(np.float16) == after[name]).all() for name in before)
+
+
+@pytest.mark.usefixtures("quick")
+def test_infer_takes_what_a_kernel_may_hold(
+    load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty text is predicted; a sample of other rows, or a missing column, is refused."""
+    run, competition = load("label")
+    export_bundle(run, competition, tmp_path / "bundle")
+    path = tmp_path / "hidden.tsv"
+    path.write_text("\ufefftext\tid\n\t1\ngood\t2\n\n", encoding="utf-8")
+    arguments = ["--input", str(path), "--output", str(tmp_path / "out.csv"), "--device", "cpu"]
+    assert infer.main(arguments, tmp_path / "bundle") == 0
+    assert "1 texts are empty" in capsys.readouterr().err
+    assert read_table(tmp_path / "out.csv")["id"].tolist() == ["1", "2"]
+    sample = str(competition.folder / "sample_submission.csv")
+    with pytest.raises(SystemExit, match="its ids or columns are not those"):
+        infer.main([*arguments, "--sample", sample], tmp_path / "bundle")
+    for content, said in (
+        ("id\ttext\n1\n", "row 2: 1 values for 2 columns"),
+        ("id\ttexts\n1\tgood\n", "no column 'text'; it has id, texts"),
+        ("id\ttext\n", "no rows below the header"),
+    ):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(SystemExit, match=said):
+            infer.main(arguments, tmp_path / "bundle")
+
+
+# -- when it must not be made ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_other_weights_than_the_runs_fail_loudly(load: Load, tmp_path: Path) -> None:
+    run, competition = load("label")
+    run = open_stored_run(copy_of(run.folder.path, tmp_path / "run"))
+    weights = load_file(run.models[1].weights)
+    weights["head.bias"] = weights["head.bias"] + np.float32([0.01, 0, 0])
+    save_file(weights, run.models[1].weights)
+    with pytest.raises(KitError, match="does not predict what the run predicted"):
+        export_bundle(run, competition, tmp_path / "bundle")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_another_submission_than_the_kits_fails_loudly(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, competition = load("label")
+    monkeypatch.setattr(
+        infer, "submission", lambda info, p: {"label": ["yes"] * (len(p) - 1) + ["so so"]}
+    )
+    with pytest.raises(KitError, match="writes another submission than the kit"):
+        export_bundle(run, competition, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_too_large_for_half_precision_are_refused(load: Load, tmp_path: Path) -> None:
+    run, competition = load("label")
+    run = open_stored_run(copy_of(run.folder.path, tmp_path / "run"))
+    weights = load_file(run.models[0].weights)
+    weights["head.bias"][0] = 1e6
+    save_file(weights, run.models[0].weights)
+    with pytest.raises(InputError, match=r"head\.bias holds weights beyond 65504"):
+        export_bundle(run, competition, tmp_path / "bundle", fp16=True)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+def test_a_folder_in_use_and_a_changed_competition_are_refused(load: Load, tmp_path: Path) -> None:
+    run, competition = load("label")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for target in (tmp_path / "full", tmp_path / "full" / "file"):
+        with pytest.raises(InputError, match="is there already"):
+            export_bundle(run, competition, target)
+    data = Path(shutil.copytree(competition.folder, tmp_path / "data"))
+    text = (data / "test.csv").read_text(encoding="utf-8")
+    (data / "test.csv").write_text(text.replace("good", "bad"), encoding="utf-8")
+    with pytest.raises(InputError, match="the competition has changed since the run"):
+        export_bundle(run, load_competition(data), tmp_path / "bundle")
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_empty_folder_may_be_the_target(load: Load, tmp_path: Path) -> None:
+    run, competition = load("label")
+    (tmp_path / "bundle").mkdir()
+    export_bundle(run, competition, tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "infer.py").is_file()
