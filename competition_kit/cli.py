@@ -11,7 +11,21 @@ import sys
 from collections.abc import Sequence
 
 from competition_kit import __version__
-from competition_kit.commands import cv, prepare, report, score, tricks
+from competition_kit.commands import (
+    ablate,
+    check,
+    compare,
+    cv,
+    export,
+    predict,
+    prepare,
+    pseudo,
+    record,
+    report,
+    runs,
+    score,
+    tricks,
+)
 from competition_kit.commands.settings_file import with_settings
 from competition_kit.errors import InputError, KitError
 
@@ -19,8 +33,22 @@ __all__ = ["main"]
 
 log = logging.getLogger("competition_kit")
 
-COMMANDS = (cv, prepare, score, report, tricks)
-WITH_SETTINGS = {"cv": cv.add_flags}
+COMMANDS = (
+    cv,
+    ablate,
+    compare,
+    prepare,
+    score,
+    pseudo,
+    predict,
+    export,
+    check,
+    record,
+    runs,
+    report,
+    tricks,
+)
+WITH_SETTINGS = {"cv": cv.add_flags, "ablate": ablate.add_flags}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -36,10 +36,15 @@ class RunFolder:
         self.report = path / "report.html"
         self.encoder = path / "encoder"
         self.held_out = path / "held_out.json"
+        self.recorded = path / "recorded.json"
 
     def cell(self, cell: Cell) -> Path:
         """Return the folder of a cell."""
         return self.path / "cells" / cell.name
+
+    def weights(self, cell: Cell) -> Path:
+        """Return the file of a cell's trained weights."""
+        return self.cell(cell) / "model.safetensors"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from competition_kit.data.competition import Competition
 from competition_kit.results.metrics import decide
+from competition_kit.results.submission_check import refuse_invalid
 
 __all__ = ["label_table", "make_submission", "positive_class"]
 
@@ -22,7 +23,16 @@ def make_submission(competition: Competition, probabilities: np.ndarray) -> pd.D
 
     With a sample: exactly its columns, its ids and their order. Without: id and label columns in
     the order of test.
+
+    Raises:
+        KitError: if a competition would reject it (see `submission_check`).
     """
+    table = _submission(competition, probabilities)
+    refuse_invalid(table, competition)
+    return table
+
+
+def _submission(competition: Competition, probabilities: np.ndarray) -> pd.DataFrame:
     rules = competition.rules
     if rules.submission == "label":
         table = label_table(competition, decide(probabilities, competition.multi_label))

@@ -129,7 +129,7 @@ def test_any_order_of_rows_and_columns_is_kept(rows: list[int], columns: list[st
     classes = tuple(column for column in columns if column != "id")
     sample = {name: [IDS[row] for row in rows] if name == "id" else ["0"] * 4 for name in columns}
     toy = competition(Rules(submission="probabilities"), ("note 5", "x", "y", "z"), sample)
-    probabilities = np.arange(16).reshape(4, 4) / 16
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(4), size=4)
     table = make_submission(toy, probabilities)
     assert list(table.columns) == columns
     assert table["id"].tolist() == sample["id"]

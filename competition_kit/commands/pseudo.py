@@ -1,0 +1,97 @@
+"""`pseudo`: train a finished run again with pseudo-labelled test rows, and say what that gave."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from competition_kit.commands.finished import finished_run
+from competition_kit.commands.flags import count, ratio
+from competition_kit.errors import InputError
+
+__all__ = ["add"]
+
+log = logging.getLogger(__name__)
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command's parser."""
+    pseudo = commands.add_parser(
+        "pseudo", help="train a run again with pseudo-labels of the test rows, without fold leaks"
+    )
+    pseudo.add_argument("folder", type=Path, metavar="RUN", help="a run folder: runs/tweets/...")
+    pseudo.add_argument(
+        "--threshold",
+        type=ratio(True),
+        default=0.9,
+        help="least probability of a label that is trained on (default: 0.9)",
+    )
+    pseudo.add_argument(
+        "--data", type=Path, help="competition folder (else where the run found it)"
+    )
+    pseudo.add_argument("--device", help="cpu, cuda, cuda:1, mps (else cuda where there is one)")
+    pseudo.add_argument("--workers", type=count(1), help="processes (else one per GPU or CPU core)")
+    pseudo.add_argument("--save-models", action="store_true", help="keep each fold's weights")
+    pseudo.add_argument("--fresh", action="store_true", help="compute finished cells again")
+    pseudo.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    started = time.monotonic()
+    folder = finished_run(options.folder)
+
+    from competition_kit.approach import Approach
+    from competition_kit.commands.compare import print_comparison
+    from competition_kit.commands.cv import run_plan
+    from competition_kit.commands.setup import set_up_again
+    from competition_kit.files import read_json, write_csv
+    from competition_kit.harness.pseudo_labels import make_pseudo_labels, with_pseudo_labels
+
+    config = read_json(folder.config)
+    if "arm" not in config:
+        raise InputError(
+            "has no models of its own",
+            file=options.folder,
+            remedy="give one of the runs that it was made from",
+        )
+    if config["arm"].get("pseudo"):
+        raise InputError(
+            "was itself trained on pseudo-labels",
+            file=options.folder,
+            remedy="give the run that it was made from: errors would confirm themselves",
+        )
+    setup = set_up_again(folder, config, data=options.data, device=options.device)
+    approach = Approach.of(config["arm"]["strategy"], config["arm"]["tricks"])
+    plan = setup.plan(approach, tuple(config["seeds"]))
+    if plan.arm.hash != config["arm_hash"]:
+        raise InputError(
+            "data, encoder or kit are no longer those of the run",
+            file=options.folder,
+            remedy="run its command (config.json has it) again, then this one",
+        )
+    labels = make_pseudo_labels(plan, options.threshold)
+    kept = [len(fold.rows) for fold in labels.folds]
+    log.info(
+        "%d to %d of %d test rows are labelled with at least %g, from models that did not see "
+        "the fold; their texts are trained on, so a held-out score on them is of seen texts",
+        min(kept),
+        max(kept),
+        len(setup.competition.test),
+        options.threshold,
+    )
+    if not setup.competition.multi_label:
+        for name, extra in zip(plan.folds.names, labels.folds, strict=True):
+            found = {setup.competition.classes[label] for label in extra.labels}
+            lost = [cls for cls in setup.competition.classes if cls not in found]
+            if lost:
+                log.warning("fold %s: no row is labelled %s", name, ", ".join(lost))
+    again = with_pseudo_labels(plan, labels)
+    again.folder.path.mkdir(parents=True, exist_ok=True)
+    write_csv(again.folder.path / "pseudo_labels.csv", labels.table(plan))
+    run_plan(setup, again, options, started)
+    print(f"  {again.folder.path / 'pseudo_labels.csv'}")
+    print_comparison(again.folder.path, folder.path, rope=0.0)
+    return 0

@@ -1,0 +1,155 @@
+"""A finished run whose fold models were kept: what is needed to predict with them. No torch."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from competition_kit.data.rules import CVRules, Rules
+from competition_kit.errors import InputError
+from competition_kit.files import read_json
+from competition_kit.harness.cells import Cell
+from competition_kit.harness.run_folder import RunFolder
+from competition_kit.training.recipe import Pooling, Precision
+
+__all__ = ["FoldModel", "StoredRun", "open_stored_run"]
+
+
+@dataclass(frozen=True)
+class FoldModel:
+    """The trained weights of a cell.
+
+    Attributes:
+        threads: with which the cell computed on the CPU; they decide the last digits.
+        on_gpu: whether it computed on one.
+    """
+
+    cell: Cell
+    weights: Path
+    threads: int
+    on_gpu: bool
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run that can predict.
+
+    Attributes:
+        models: in the order in which the run added up their predictions.
+        competition_folder: where the competition was when the run was made.
+    """
+
+    folder: RunFolder
+    rules: Rules
+    classes: tuple[str, ...]
+    pooling: Pooling
+    max_length: int
+    precision: Precision
+    data_hash: str
+    models: tuple[FoldModel, ...]
+    competition_folder: Path
+
+    @property
+    def multi_label(self) -> bool:
+        return self.rules.task == "multi_label"
+
+
+def open_stored_run(path: Path) -> StoredRun:
+    """Read a run folder, wherever it was copied to, and check that nothing is missing.
+
+    Raises:
+        InputError: if it is no run, is not finished, or was made without `--save-models`.
+    """
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise InputError(
+            "is no run folder (no config.json)",
+            file=path,
+            remedy="give a folder such as runs/tweets/all-minilm-l6-v2-fgm-1a2b3c4d",
+        )
+    config = read_json(folder.config)
+    if "arm" not in config:
+        raise InputError(
+            "has no models of its own",
+            file=path,
+            remedy="give the folder of one of the runs that it was made from",
+        )
+    command = config.get("command") or "python run_cv.py --data ..."
+    if not folder.metrics.is_file():
+        raise InputError(
+            "the run is not finished (no metrics.json)",
+            file=path,
+            remedy=f"run its command again, it goes on from where it was: {command}",
+        )
+    try:
+        return _stored_run(folder, config, read_json(folder.metrics), command)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"config.json or metrics.json lacks something ({error!r})",
+            file=path,
+            remedy=f"run its command again: {command}",
+        ) from error
+
+
+def _stored_run(
+    folder: RunFolder, config: dict[str, Any], metrics: dict[str, Any], command: str
+) -> StoredRun:
+    arm, seeds = config["arm"], config["seeds"]
+    folds = len(metrics["cells"]) // len(seeds)
+    cells = [Cell(seed, fold) for seed in seeds for fold in range(folds)]
+    incomplete = [cell for cell in cells if not (folder.cell(cell) / "metrics.json").is_file()]
+    if incomplete:
+        raise InputError(
+            f"{len(incomplete)} of {len(cells)} cells are missing, for instance "
+            f"{incomplete[0].name}",
+            file=folder.path,
+            remedy=f"run its command again: {command}",
+        )
+    without = [cell for cell in cells if not folder.weights(cell).is_file()]
+    if without:
+        flag = "" if "--save-models" in shlex.split(command) else " --save-models"
+        raise InputError(
+            f"{len(without)} of {len(cells)} models were not kept",
+            file=folder.path,
+            remedy=f"train them again: {command}{flag}",
+        )
+    if not (folder.encoder / "config.json").is_file():
+        raise InputError(
+            "no such file",
+            file=folder.encoder / "config.json",
+            remedy="copy the whole run folder, or config.json and the tokenizer's files from the "
+            f"encoder's own folder ({arm['model']})",
+        )
+    return StoredRun(
+        folder=folder,
+        rules=_rules(config["rules"]),
+        classes=tuple(config["classes"]),
+        pooling=arm["pooling"],
+        max_length=arm["max_length"],
+        precision=arm["training"]["precision"],
+        data_hash=arm["data_hash"],
+        models=tuple(_fold_model(folder, cell, config["arm_hash"]) for cell in cells),
+        competition_folder=Path(config["competition_folder"]),
+    )
+
+
+def _fold_model(folder: RunFolder, cell: Cell, arm_hash: str) -> FoldModel:
+    numbers = read_json(folder.cell(cell) / "metrics.json")
+    if numbers["arm"] != arm_hash:
+        raise InputError(
+            "the cell belongs to other settings",
+            file=folder.cell(cell),
+            remedy="remove it and run the run's command again",
+        )
+    return FoldModel(cell, folder.weights(cell), numbers["threads"], numbers["device"] != "cpu")
+
+
+def _rules(stored: dict[str, Any]) -> Rules:
+    """Return the rules that config.json holds (JSON knows no tuples)."""
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+    }
+    values["cv"] = CVRules(**stored["cv"])
+    return Rules(**values)

@@ -1,0 +1,348 @@
+"""Members of an ensemble: out-of-fold and test probabilities of runs, and of folders from elsewhere.
+
+A folder joins with `oof.csv` (id, p_<class>..., optionally fold, seed, label) and, where the
+competition has test rows, `test_predictions.csv` (id, p_<class>...). Everything is checked against
+the competition's own rows, so that a blend never mixes rows, classes or folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from competition_kit.data.competition import Competition
+from competition_kit.data.folds import Folds
+from competition_kit.data.tables import FIRST_ROW, read_table
+from competition_kit.errors import InputError, examples, shown
+from competition_kit.files import hash_file, read_json
+from competition_kit.harness.run_folder import RunFolder
+from competition_kit.results.oof import split_labels
+
+__all__ = ["ENSEMBLE", "Candidates", "Member", "find_candidates", "read_member", "shared_folds"]
+
+ENSEMBLE = "ensemble"  # what config.json says under "kind" of a folder made by blending
+SUM_TOLERANCE = 1e-3  # of probabilities that were written with few digits
+PREFIX = "p_"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run's predictions, its folds and seeds averaged.
+
+    Attributes:
+        oof: [N, C] out-of-fold probabilities in the order of train.csv, mean over its seeds.
+        test: [M, C] in the order of test.csv.
+        fold_of: [N] fold names, or None for a folder from elsewhere that does not say.
+        config: config.json of a run of the kit; empty for a folder from elsewhere.
+        oof_hash: of the file, so that an ensemble says what it was made from.
+    """
+
+    name: str
+    folder: Path
+    oof: np.ndarray
+    test: np.ndarray
+    seeds: int
+    fold_of: np.ndarray | None
+    config: dict[str, Any]
+    oof_hash: str
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Folders that can be members, by name, and those that cannot, with the reason."""
+
+    folders: dict[str, Path]
+    skipped: dict[Path, str]
+
+
+def find_candidates(paths: Iterable[Path], *, ensembles: bool = False) -> Candidates:
+    """Sort what a shell's `runs/tweets/*` gives into members and the rest.
+
+    Args:
+        ensembles: whether earlier ensembles are members, too.
+
+    Raises:
+        InputError: if a path does not exist, or nothing is left.
+    """
+    kept: list[Path] = []
+    skipped: dict[Path, str] = {}
+    for path in paths:
+        if not path.exists():
+            raise InputError("no such folder", file=path, remedy="give folders with an oof.csv")
+        if path.resolve() in {other.resolve() for other in kept}:
+            continue
+        reason = _why_not(RunFolder(path), ensembles)
+        if reason is None:
+            kept.append(path)
+        else:
+            skipped[path] = reason
+    if not kept:
+        raise InputError(
+            f"no finished run among {examples(skipped)}",
+            remedy="give run folders such as runs/tweets/*",
+        )
+    return Candidates(dict(zip(_names(kept), kept, strict=True)), skipped)
+
+
+def _why_not(folder: RunFolder, ensembles: bool) -> str | None:
+    """Return why a folder is no member, or None if it is one."""
+    if not folder.path.is_dir():
+        return "no folder"
+    if not folder.oof.is_file():
+        return "not finished" if folder.config.is_file() else "no oof.csv"
+    if folder.config.is_file():
+        if not folder.metrics.is_file():
+            return "not finished"
+        if not ensembles and read_json(folder.config).get("kind") == ENSEMBLE:
+            return "an ensemble"
+    return None
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return each folder's name, with as many of its parents as set it apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    names = []
+    for own in parts:
+        depth = 1
+        while depth < len(own) and sum(own[-depth:] == other[-depth:] for other in parts) > 1:
+            depth += 1
+        names.append("/".join(own[-depth:]))
+    return names
+
+
+def read_member(name: str, path: Path, competition: Competition) -> Member:
+    """Read and check a folder's predictions for the competition's rows.
+
+    Raises:
+        InputError: naming file, row and value, if ids, classes, labels or numbers do not fit.
+    """
+    folder = RunFolder(path)
+    config = read_json(folder.config) if folder.config.is_file() else {}
+    table = _table(folder.oof, competition)
+    if config:
+        _check_labels(table, competition, folder.oof)
+    probabilities = _probabilities(table, competition, folder.oof)
+    layers = _layers(table, competition.train.ids, folder.oof)
+    test = np.zeros((0, len(competition.classes)))
+    if len(competition.test):
+        if not folder.test_predictions.is_file():
+            raise InputError(
+                "no such file",
+                file=folder.test_predictions,
+                remedy="a member needs predictions for the test rows: id, p_<class>...",
+            )
+        frame = _table(folder.test_predictions, competition)
+        (order,) = _layers(
+            frame.drop(columns="seed", errors="ignore"),
+            competition.test.ids,
+            folder.test_predictions,
+        )
+        test = _probabilities(frame, competition, folder.test_predictions)[order]
+    return Member(
+        name=name,
+        folder=path,
+        oof=np.mean([probabilities[rows] for rows in layers], axis=0),
+        test=test,
+        seeds=len(layers),
+        fold_of=_folds(table, layers, folder.oof),
+        config=config,
+        oof_hash=hash_file(folder.oof),
+    )
+
+
+def _table(path: Path, competition: Competition) -> pd.DataFrame:
+    """Read a predictions file; its id column is called `id`, or as in the competition."""
+    table = read_table(path)
+    if "id" not in table.columns and competition.rules.id in table.columns:
+        table = table.rename(columns={competition.rules.id: "id"})
+    wanted = ["id", *(PREFIX + name for name in competition.classes)]
+    if missing := [name for name in wanted if name not in table.columns]:
+        raise InputError(
+            f"no column {examples(missing)}",
+            file=path,
+            row=1,
+            remedy="it needs probabilities, one column for each class: "
+            + ", ".join(wanted[:3])
+            + ("" if len(wanted) <= 3 else " ..."),
+        )
+    others = [c for c in table.columns if c.startswith(PREFIX) and c not in wanted]
+    if others:
+        raise InputError(
+            f"column {examples(others)} is no class of {competition.name}",
+            file=path,
+            row=1,
+            remedy=f"the classes are {examples(competition.classes, 6)}",
+        )
+    return table
+
+
+def _probabilities(table: pd.DataFrame, competition: Competition, path: Path) -> np.ndarray:
+    """Return [rows, C] in the order of the competition's classes."""
+    names = [PREFIX + name for name in competition.classes]
+
+    def wrong(row: int, problem: str, remedy: str, column: str | None = None) -> InputError:
+        return InputError(problem, file=path, row=row + FIRST_ROW, column=column, remedy=remedy)
+
+    values = np.stack([_numbers(table[name]) for name in names], axis=1)
+    bad = ~((values >= 0) & (values <= 1))  # NaN is neither
+    if bad.any():
+        row, column = (int(place) for place in np.argwhere(bad)[0])
+        raise wrong(
+            row,
+            f"{shown(str(table[names[column]].iloc[row]))} is no probability",
+            "write numbers from 0 to 1 (softmax or sigmoid of logits)",
+            names[column],
+        )
+    if competition.multi_label:
+        return values
+    sums = values.sum(axis=1)
+    off = np.abs(sums - 1)
+    if (off > SUM_TOLERANCE).any():
+        row = int(np.argmax(off > SUM_TOLERANCE))
+        raise wrong(
+            row,
+            f"the probabilities sum to {sums[row]:.6g}",
+            "one row's probabilities must sum to 1: the classes exclude each other",
+        )
+    # numbers with all their digits stay as they are, to the last bit
+    return np.where((off > 1e-9)[:, None], values / sums[:, None], values)
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """Return a column of texts as numbers, to the last bit; NaN for what is none."""
+    try:
+        return column.to_numpy(dtype=float)
+    except ValueError:
+        return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+
+
+def _layers(table: pd.DataFrame, ids: Sequence[str], path: Path) -> list[np.ndarray]:
+    """Return for each seed the table's row numbers in the order of `ids`, each id exactly once."""
+    seeds = table["seed"] if "seed" in table.columns else pd.Series("", index=table.index)
+    layers = []
+    for seed, part in table.groupby(seeds, sort=False):
+        of_seed = f" of seed {seed}" if seed else ""
+        place = dict(zip(part["id"], part.index, strict=True))
+        if len(place) < len(part):
+            repeated = part["id"][part["id"].duplicated()]
+            raise InputError(
+                f"id {shown(repeated.iloc[0])} is there twice{of_seed}",
+                file=path,
+                row=int(repeated.index[0]) + FIRST_ROW,
+                remedy="each row once (for each seed, if there is a column seed)",
+            )
+        missing = [row_id for row_id in ids if row_id not in place]
+        unknown = sorted(set(place) - set(ids))
+        if missing or unknown:
+            parts = [
+                f"{len(found)} ids are {what}{of_seed}: {examples(found)}"
+                for found, what in ((missing, "missing"), (unknown, "not the competition's"))
+                if found
+            ]
+            raise InputError(
+                " and ".join(parts),
+                file=path,
+                remedy=f"it must have the {len(ids)} rows of the competition",
+            )
+        layers.append(np.array([place[row_id] for row_id in ids]))
+    if not layers:
+        raise InputError("has no rows below its header", file=path, remedy="add them")
+    return layers
+
+
+def _check_labels(table: pd.DataFrame, competition: Competition, path: Path) -> None:
+    """Check that a run was trained on the labels that the competition has now."""
+    now = dict(zip(competition.train.ids, _label_sets(competition), strict=True))
+    for row, (row_id, cell) in enumerate(zip(table["id"], table["label"], strict=True)):
+        names = split_labels(cell, competition.classes) if competition.multi_label else [cell]
+        if row_id in now and set(names) != now[row_id]:
+            raise InputError(
+                f"id {shown(row_id)} has the label {shown(cell)}, train.csv says "
+                f"{examples(sorted(now[row_id])) or 'none'}",
+                file=path,
+                row=row + FIRST_ROW,
+                remedy="the run was made from other data: run it again",
+            )
+
+
+def _label_sets(competition: Competition) -> list[set[str]]:
+    classes = np.array(competition.classes, dtype=object)
+    if competition.multi_label:
+        return [set(classes[row == 1]) for row in competition.targets]
+    return [{name} for name in classes[competition.targets]]
+
+
+def _folds(table: pd.DataFrame, layers: list[np.ndarray], path: Path) -> np.ndarray | None:
+    """Return [N] fold names, or None where the file has none."""
+    if "fold" not in table.columns:
+        return None
+    names = table["fold"].to_numpy(dtype=str)
+    first = names[layers[0]]
+    for rows in layers[1:]:
+        if (names[rows] != first).any():
+            row = int(rows[names[rows] != first][0])
+            raise InputError(
+                f"id {shown(table['id'].iloc[row])} is in another fold with another seed",
+                file=path,
+                row=row + FIRST_ROW,
+                remedy="seeds of one folder must share their folds; make it one folder each",
+            )
+    return first
+
+
+def shared_folds(members: Sequence[Member], competition: Competition) -> Folds:
+    """Return the folds that all members were made with.
+
+    Folds are compared as groups of rows: whether they are called 0 to 4 or 1 to 5 is no matter.
+
+    Raises:
+        InputError: if two members differ (names the rows), or no member says its folds.
+    """
+    known = [member for member in members if member.fold_of is not None]
+    if not known:
+        raise InputError(
+            "no member says its folds",
+            file=members[0].folder / "oof.csv",
+            remedy="add a column fold to oof.csv: blends are scored fold by fold",
+        )
+    first = known[0]
+    assert first.fold_of is not None
+    names = sorted(set(first.fold_of.tolist()), key=lambda name: (len(name), name))
+    folds = Folds(np.array([names.index(name) for name in first.fold_of]), tuple(names))
+    for member in known[1:]:
+        assert member.fold_of is not None
+        rows = _differing_rows(folds.fold_of, member.fold_of)
+        if len(rows):
+            ids = examples(competition.train.ids[row] for row in rows.tolist())
+            raise InputError(
+                f"{len(rows)} of {len(competition.train)} rows are in other folds than in "
+                f"{first.folder}: ids {ids}",
+                file=member.folder / "oof.csv",
+                remedy="blend runs with the same folds (same --scheme and --folds), else a blend "
+                "is fitted on rows that a member was trained on",
+            )
+    if len(names) < 2:
+        raise InputError(
+            "all rows are in one fold",
+            file=first.folder / "oof.csv",
+            remedy="out-of-fold predictions need two folds or more",
+        )
+    return folds
+
+
+def _differing_rows(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Return the rows that are in other folds once the folds are matched as well as they can be."""
+    from scipy.optimize import linear_sum_assignment
+
+    _, mine = np.unique(ours, return_inverse=True)
+    _, yours = np.unique(theirs, return_inverse=True)
+    together = np.zeros((mine.max() + 1, yours.max() + 1), dtype=int)
+    np.add.at(together, (mine, yours), 1)
+    rows, columns = linear_sum_assignment(together, maximize=True)
+    match = dict(zip(columns.tolist(), rows.tolist(), strict=True))
+    return np.flatnonzero([match.get(fold) != own for own, fold in zip(mine, yours, strict=True)])

@@ -1,0 +1,214 @@
+"""Read a submission file that may be damaged, noting what is wrong with its bytes and lines."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from competition_kit.data.competition import Competition
+from competition_kit.data.tables import decode, find_table
+from competition_kit.errors import InputError, examples
+from competition_kit.results.findings import Finding, also
+
+__all__ = ["read_damaged"]
+
+QUOTED = re.compile(r'"[^"]*"')
+SEPARATORS = ",;\t|"
+
+
+def read_damaged(
+    path: Path, competition: Competition, wanted: Sequence[str]
+) -> tuple[pd.DataFrame | None, list[Finding]]:
+    """Read what can be read.
+
+    Args:
+        wanted: the columns that the header should have.
+
+    Returns:
+        A table of `str` whose index holds row numbers, None where nothing can be made of the file;
+        and what is wrong. What the competition's own sample does, too, is no fault.
+    """
+    findings: list[Finding] = []
+    text = _text(path, competition, findings)
+    lines = [] if text is None else _lines(text, _separator(text, path, wanted, findings), findings)
+    if not lines:
+        return None, findings
+    header = _header(lines, competition, wanted, findings)
+    cells = [_filled(row, cells, len(header), findings) for row, cells in lines]
+    table = pd.DataFrame(
+        cells,
+        columns=pd.Index(header, dtype=object),
+        index=pd.Index([row for row, _ in lines], dtype=int),
+        dtype=object,
+    )
+    return table.loc[:, ~table.columns.duplicated()], findings
+
+
+def _text(path: Path, competition: Competition, findings: list[Finding]) -> str | None:
+    """Decode the bytes; None where they are no text."""
+    raw = path.read_bytes()
+    sample_path = find_table(competition.folder, "sample_submission")
+    sample = b"" if sample_path is None else sample_path.read_bytes()
+    if not raw.strip():
+        findings.append(
+            Finding(rule="empty file", problem="nothing is in it", remedy="write it again")
+        )
+        return None
+    if raw.startswith(codecs.BOM_UTF8) and not sample.startswith(codecs.BOM_UTF8):
+        findings.append(
+            Finding(
+                rule="byte order mark",
+                level="warning",
+                problem="the file starts with one, which some graders take for a part of the first "
+                "column's name",
+                remedy='write it with encoding="utf-8", not "utf-8-sig"',
+            )
+        )
+    fault = _no_utf8(raw)
+    if fault is not None:
+        findings.append(
+            Finding(
+                rule="encoding",
+                level="error" if _no_utf8(sample) is None else "warning",
+                problem=f"byte 0x{raw[fault]:02x} is not UTF-8",
+                row=raw.count(b"\n", 0, fault) + 1,
+                remedy='write it with encoding="utf-8"',
+            )
+        )
+    elif b"\0" in raw:
+        findings.append(
+            Finding(
+                rule="encoding",
+                problem="a zero byte, which no text holds",
+                row=raw.count(b"\n", 0, raw.index(b"\0")) + 1,
+                remedy='write a plain CSV file with encoding="utf-8"',
+            )
+        )
+    try:
+        text = decode(raw, path, None if fault is None else competition.rules.encoding)
+    except InputError:
+        return None  # said above
+    if "\r" in QUOTED.sub("", text) and b"\r" not in sample:
+        findings.append(
+            Finding(
+                rule="line ends",
+                level="warning",
+                problem="lines end with \\r, as Windows writes them",
+                remedy='write it with lineterminator="\\n"',
+            )
+        )
+    return text
+
+
+def _no_utf8(raw: bytes) -> int | None:
+    """Return the place of the first byte that is not UTF-8, None where all are."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
+
+
+def _separator(text: str, path: Path, wanted: Sequence[str], findings: list[Finding]) -> str:
+    right = "\t" if path.suffix == ".tsv" else ","
+    first = text.lstrip().splitlines()[0] if text.strip() else ""
+    found = max(SEPARATORS, key=first.count)
+    if len(wanted) == 1 or right in first or found not in first:
+        return right
+    findings.append(
+        Finding(
+            rule="separator",
+            problem=f"values are separated by {found!r}",
+            row=1,
+            remedy=f"separate them by {right!r}",
+        )
+    )
+    return found
+
+
+def _lines(text: str, separator: str, findings: list[Finding]) -> list[tuple[int, list[str]]]:
+    """Return (row number, cells) of all lines that are not blank; none where they do not parse."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines: list[tuple[int, list[str]]] = []
+    row, blank = 0, []
+    try:
+        for row, cells in enumerate(reader, 1):
+            if cells:
+                lines.append((row, cells))
+            else:
+                blank.append(row)
+    except csv.Error as error:
+        findings.append(
+            Finding(
+                rule="does not parse",
+                problem=str(error),
+                row=row + 1,
+                remedy='look for a quote that is never closed (inside a value it is written "")',
+            )
+        )
+        return []
+    if blank:
+        findings.append(
+            Finding(
+                rule="blank line",
+                level="warning",
+                problem=f"nothing stands here{also(blank)}",
+                row=blank[0],
+                remedy="remove it",
+            )
+        )
+    return lines
+
+
+def _header(
+    lines: list[tuple[int, list[str]]],
+    competition: Competition,
+    wanted: Sequence[str],
+    findings: list[Finding],
+) -> list[str]:
+    """Take the header off the lines; where there is none, return what is wanted."""
+    row, header = lines[0]
+    data = not set(header) & set(wanted) and bool(set(header) & set(competition.test.ids))
+    if data and len(header) == len(wanted):
+        findings.append(
+            Finding(
+                rule="no header",
+                problem=f"the first line is data, {examples(header)}",
+                row=row,
+                remedy=f"write {','.join(wanted)} above it",
+            )
+        )
+        return list(wanted)
+    del lines[0]
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        findings.append(
+            Finding(
+                rule="repeated column",
+                problem=f"the header repeats {examples(repeated)}",
+                row=row,
+                column=repeated[0],
+                remedy="keep one of them",
+            )
+        )
+    return header
+
+
+def _filled(row: int, cells: list[str], width: int, findings: list[Finding]) -> list[str]:
+    if len(cells) != width:
+        findings.append(
+            Finding(
+                rule="number of values",
+                problem=f"{len(cells)} values where the header has {width}",
+                row=row,
+                remedy="quote values that hold the separator, a quote or a line break",
+            )
+        )
+    return (cells + [""] * width)[:width]
