@@ -286,7 +286,7 @@ def _competition(study: Study) -> dict[str, Any]:
         "classes": list(competition.classes),
         "train_rows": len(competition.train),
         "test_rows": len(competition.test),
-        "folder": str(competition.folder.resolve()),
+        "folder": str(competition.folder),  # as given: the file may be published
     }
 
 

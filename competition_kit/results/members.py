@@ -226,7 +226,7 @@ def _layers(table: pd.DataFrame, ids: Sequence[str], path: Path) -> list[np.ndar
     seeds = table["seed"] if "seed" in table.columns else pd.Series("", index=table.index)
     layers = []
     for seed, part in table.groupby(seeds, sort=False):
-        of_seed = f" of seed {seed}" if seed else ""
+        of_seed = f" (seed {seed})" if seed else ""
         place = dict(zip(part["id"], part.index, strict=True))
         if len(place) < len(part):
             repeated = part["id"][part["id"].duplicated()]
@@ -240,7 +240,8 @@ def _layers(table: pd.DataFrame, ids: Sequence[str], path: Path) -> list[np.ndar
         unknown = sorted(set(place) - set(ids))
         if missing or unknown:
             parts = [
-                f"{len(found)} ids are {what}{of_seed}: {examples(found)}"
+                f"{len(found)} id{' is' if len(found) == 1 else 's are'} {what}{of_seed}: "
+                f"{examples(found)}"
                 for found, what in ((missing, "missing"), (unknown, "not the competition's"))
                 if found
             ]

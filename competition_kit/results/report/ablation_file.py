@@ -92,7 +92,10 @@ def read_ablation(folder: Path) -> dict[str, Any]:
     content["interactions"] = [{**_INTERACTION, **pair} for pair in content["interactions"] or []]
     for arm in (*content["arms"], *content["equal_compute"]):
         arm["note"] = arm["note"] or arm["failure"]
-        arm["cost"] = {**dict.fromkeys(_COSTS), **(arm.get("cost") or {})}
+        cost = {**dict.fromkeys(_COSTS), **(arm.get("cost") or {})}
+        # on a CPU other work on the machine changes processor time less than the clock's
+        on_cpu = content["machine"]["device"] == "cpu" and cost["cpu_seconds"] is not None
+        arm["cost"] = {**cost, "time": cost["cpu_seconds" if on_cpu else "seconds"]}
     try:
         for required, names in (
             (content, ("name",)),

@@ -31,7 +31,7 @@ from competition_kit.results.report.predictions import (
 __all__ = ["write_ablation_report"]
 
 # what costs are called; the first one that is known stands in the plot
-COSTS = {"seconds": "training time", "cpu_seconds": "processor time", "passes": "passes"}
+COSTS = {"time": "training time", "passes": "passes"}
 
 
 def write_ablation_report(folder: Path, *, examples: bool = True) -> tuple[Path, Path]:

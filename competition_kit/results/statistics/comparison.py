@@ -31,7 +31,7 @@ class Comparison:
         p_better, p_same, p_worse: posterior probabilities that the true delta is above the ROPE,
             inside it, below it.
         wins, ties, pairs: cells in which the arm was better, equal; cells with a difference.
-        method: of the interval, in words.
+        method: of the interval, in words; "" where there is none.
         standard_error, degrees_of_freedom: of the t distribution behind interval and posterior.
         note: what is not defined, or not as usual, and why; "" where all is well.
     """
@@ -97,14 +97,14 @@ def compare(
         )
     table = _Cells.of(cells)
     notes = [table.missing] if table.missing else []
-    found = _Spread(None, None, "")
+    found = None
     if table.folds == 0:
         notes.append("no cell has a difference: nothing can be said")
     elif table.folds == 1:
         notes.append("one fold: nothing tells how much the data vary, so there is no interval")
     else:
         found = METHODS[method](table, test_share, row_variance)
-        if found.variance == 0:
+        if table.flat(found):
             notes.append(
                 "every difference is zero: on these folds the arm changes nothing"
                 if not table.values.any()
@@ -120,10 +120,19 @@ def compare(
         wins=int((table.values > 0).sum()),
         ties=int((table.values == 0).sum()),
         pairs=len(table.values),
-        method=found.words,
+        method=found.words if found else "",
         note="; ".join(notes),
         **numbers,
     )
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Variance of a delta with its degrees of freedom, and the method in words."""
+
+    variance: float
+    degrees: float
+    words: str
 
 
 @dataclass(frozen=True)
@@ -171,19 +180,9 @@ class _Cells:
     def delta(self) -> float | None:
         return float(self.means.mean()) if self.folds else None
 
-    @property
-    def smallest(self) -> float:
-        """Variances below this are dust of floating point."""
-        return float((DUST * np.abs(self.values).max()) ** 2)
-
-
-@dataclass(frozen=True)
-class _Spread:
-    """Variance of a delta with its degrees of freedom, and the method in words."""
-
-    variance: float | None
-    degrees: float | None
-    words: str
+    def flat(self, found: _Spread) -> bool:
+        """Return whether a variance is nothing, or dust of floating point."""
+        return found.variance <= (DUST * np.abs(self.values).max()) ** 2
 
 
 def _paired(cells: _Cells, test_share: float, rows: RowVariance | None) -> _Spread:
@@ -211,13 +210,12 @@ def _components(cells: _Cells, test_share: float, rows: RowVariance | None) -> _
     seeds = cells.within * float((1 / cells.counts).sum()) / cells.folds**2
     data = rows.variance * (1 / cells.folds + test_share)
     variance = seeds + data
-    if variance <= cells.smallest:
-        return _Spread(0.0, None, "variance components")
+    words = "variance components: seeds from cells, data from rows and corrected"
+    if variance == 0:
+        return _Spread(0.0, cells.within_degrees, words)
     # Satterthwaite: two independent estimates of a variance, added
     degrees = variance**2 / (seeds**2 / cells.within_degrees + data**2 / rows.degrees_of_freedom)
-    return _Spread(
-        variance, degrees, "variance components: seeds from cells, data from rows and corrected"
-    )
+    return _Spread(variance, degrees, words)
 
 
 METHODS: dict[str, Callable[[_Cells, float, RowVariance | None], _Spread]] = {
@@ -228,19 +226,20 @@ METHODS: dict[str, Callable[[_Cells, float, RowVariance | None], _Spread]] = {
 }
 
 
-def _numbers(cells: _Cells, found: _Spread, rope: float, level: float) -> dict[str, float | None]:
+def _numbers(
+    cells: _Cells, found: _Spread | None, rope: float, level: float
+) -> dict[str, float | None]:
     """Return what a t distribution around the delta says; baycomp's, as posterior."""
     names = ("low", "high", "p_value", "p_better", "p_same", "p_worse")
     numbers: dict[str, float | None] = dict.fromkeys(
         (*names, "standard_error", "degrees_of_freedom")
     )
-    if found.variance is None or cells.delta is None:
+    if found is None or cells.delta is None:
         return numbers
-    if found.variance <= cells.smallest:
+    if cells.flat(found):
         if not cells.values.any():
             numbers.update(low=0.0, high=0.0, p_value=1.0, p_better=0.0, p_same=1.0, p_worse=0.0)
         return numbers
-    assert found.degrees is not None
     error = float(np.sqrt(found.variance))
     reach = error * float(stats.t.ppf((1 + level) / 2, found.degrees))
     probabilities = Posterior(cells.delta, found.variance, found.degrees, rope).probs()

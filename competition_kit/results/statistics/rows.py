@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ __all__ = [
 Score = Callable[[np.ndarray, np.ndarray], float]
 
 FEWEST = 0.5  # share of resamples that must have a score
+BATCH = 50  # resamples whose row numbers are in memory at a time
 MOST_DEGREES = 1000.0  # beyond, a t distribution is a normal one
 
 
@@ -167,15 +169,18 @@ def bootstrap_difference(
         return Interval(None, None, None, level, 1.0, note)
     if len(units) < 2:
         return Interval(float(delta), None, None, level, 0.0, f"fewer than two {kind}")
-    samples = stats.bootstrap(
-        (everything,),
-        difference,
-        vectorized=False,
-        n_resamples=repetitions,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        # of resamples without a score; we leave them out, and say so
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        samples = stats.bootstrap(
+            (everything,),
+            difference,
+            vectorized=False,
+            n_resamples=repetitions,
+            batch=BATCH,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     defined = samples[np.isfinite(samples)]
     lost = 1 - len(defined) / len(samples)
     if len(defined) < FEWEST * len(samples):
