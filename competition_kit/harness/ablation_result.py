@@ -86,6 +86,9 @@ def conclude(
         "name": folder.name.removeprefix("ablation-"),
         "command": command,
         "git_commit": git_commit(),
+        "cell_commits": sorted(
+            {str(result.commit) for found in cells.values() for result in found.values()}
+        ),
         "versions": versions(),
         "machine": machine(_device(cells)),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

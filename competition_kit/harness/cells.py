@@ -128,6 +128,7 @@ class CellResult:
         fit_cpu_seconds: processor time of this process, which other work on the machine changes
             less than it changes `fit_seconds`.
         peak_memory_mb: of the GPU's allocator, or the process's resident size on the CPU.
+        commit: of the kit that computed it; None where that is not known.
     """
 
     valid_rows: np.ndarray
@@ -144,6 +145,7 @@ class CellResult:
     peak_memory_mb: float
     device: str
     threads: int
+    commit: str | None = None
 
 
 def pass_units(passes: Mapping[str, float]) -> float:

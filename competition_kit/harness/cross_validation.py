@@ -254,5 +254,6 @@ def _metrics(plan: Plan, outcome: CVResult) -> dict[str, Any]:
             "mean": _number(mean_and_sd(outcome.floor_scores)[0]),
             "oof": _number(outcome.floor_oof),
         },
+        "commits": sorted({str(result.commit) for result in outcome.cells.values()}),
         "cells": cells,
     }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from competition_kit.files import atomic_write
 from competition_kit.harness.cells import (
@@ -17,6 +16,7 @@ from competition_kit.harness.cells import (
 )
 from competition_kit.harness.engines.local import Placement, compute
 from competition_kit.harness.plan import Plan
+from competition_kit.harness.provenance import git_commit
 from competition_kit.model_source import SMALL_FILES
 
 __all__ = ["Task", "run_tasks"]
@@ -66,7 +66,9 @@ def run_tasks(
     missing = []
     for task in tasks:
         found = None if fresh else task.found()
-        if found is not None and not (save_models and not _weights(task).is_file()):
+        if found is not None and not (
+            save_models and not task.plan.folder.weights(task.cell).is_file()
+        ):
             yield task, found, False
         else:
             discard_cell(task.plan.folder.cell(task.cell))
@@ -74,6 +76,7 @@ def run_tasks(
     if save_models:
         for plan in {id(task.plan): task.plan for task in tasks}.values():
             _keep_encoder_files(plan)
+    commit = git_commit() if missing else None
     outcomes = compute(
         [_job(task, placement, save_models) for task in missing],
         placement,
@@ -83,6 +86,7 @@ def run_tasks(
     for number, outcome in outcomes:
         task = missing[number]
         if isinstance(outcome, CellResult):
+            outcome = replace(outcome, commit=commit)
             save_cell(task.plan.folder.cell(task.cell), task.plan.arm, task.cell, outcome)
         yield task, outcome, True
 
@@ -99,13 +103,9 @@ def _job(task: Task, placement: Placement, save_model: bool) -> CellJob:
         fold_of=plan.folds.fold_of,
         model_folder=plan.source.folder,
         device=placement.devices[0],
-        save_model=_weights(task) if save_model else None,
+        save_model=plan.folder.weights(task.cell) if save_model else None,
         extra=plan.extra[task.cell.fold] if plan.extra else None,
     )
-
-
-def _weights(task: Task) -> Path:
-    return task.plan.folder.cell(task.cell) / "model.safetensors"
 
 
 def _keep_encoder_files(plan: Plan) -> None:
