@@ -64,7 +64,11 @@ class Approach:
         for remark in remarks(self.strategy):
             log.warning(remark)
         if self.strategy.strength == 0 and not isinstance(self.strategy, Plain):
-            log.warning("%s has strength 0: this is the baseline under another name", self.spec)
+            log.warning(
+                "%s has strength 0: it moves nothing; what its passes still do beside the "
+                "baseline is a second look at the same batch",
+                self.spec,
+            )
         for layer in layers(self.strategy):
             start = getattr(layer, "start_epoch", 0.0)
             if start >= epochs:

@@ -171,6 +171,19 @@ def test_a_time_budget_leaves_out_what_does_not_fit_and_says_so(
 
 
 @pytest.mark.usefixtures("_no_report")
+def test_a_time_budget_that_no_cell_fits_in_fails_and_writes_nothing(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    import competition_kit.harness.ablation as module
+
+    clock = iter(range(0, 10**6, 60))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    lab.ablate("--arms", "ema", "--seeds", "0", "--time-budget", "1s", code=1)
+    assert "time budget ran out before a cell" in capsys.readouterr().err
+    assert not list(lab.out.rglob("ablation.json"))
+
+
+@pytest.mark.usefixtures("_no_report")
 def test_an_arm_that_fails_at_once_is_named_before_hours_are_spent(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ):
@@ -271,6 +284,8 @@ def test_compare_refuses_runs_on_other_folds(lab: Lab, capsys: pytest.CaptureFix
     assert "rows differ" in capsys.readouterr().err
     lab.run("compare", str(other), str(base), code=2)
     assert "no seed in common" in capsys.readouterr().err
+    lab.run("compare", str(base), str(base), code=2)
+    assert "given twice" in capsys.readouterr().err
     lab.run("compare", str(lab.out), str(base), code=2)
     assert "no finished run" in capsys.readouterr().err
 

@@ -18,6 +18,7 @@ from competition_kit.approach import Approach, combined, parse_approach
 from competition_kit.commands.flags import (
     DATA,
     DEFAULT_COMPETITION,
+    HelpWithDefaults,
     add_competition_flags,
     add_machine_flags,
     add_training_flags,
@@ -49,7 +50,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "ablate",
         allow_abbrev=False,  # an abbreviated flag would escape the settings file's reader
         help="score deltas of arms over the baseline, with uncertainty, verdict and cost",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpWithDefaults,
     )
     add_flags(ablate)
     ablate.set_defaults(run=run)
@@ -74,7 +75,8 @@ def add_flags(ablate: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--equal-compute",
         action="store_true",
-        help="also the baseline with each arm's budget: more epochs, more seeds averaged",
+        help="also the baseline with each arm's budget: more epochs, more seeds averaged (up to "
+        "twice the work)",
     )
     what.add_argument(
         "--data",

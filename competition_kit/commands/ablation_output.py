@@ -29,24 +29,25 @@ def print_plan(
     total = 0.0
     for study in studies:
         plan = study.baseline.plan
-        base = costs[plan.arm.hash].units
+        base = costs[plan.arm.hash].units * plan.arm.training["epochs"]
         rows = []
         for arm in study.everything():
             cost = costs[arm.plan.arm.hash]
+            units = cost.units * arm.plan.arm.training["epochs"]
             missing = sum(Task(arm.plan, cell).found() is None for cell in arm.plan.cells)
             total += missing * cost.seconds / workers
             rows.append(
                 [
                     arm.name,
                     f"{missing} of {len(arm.plan.cells)}",
-                    f"{cost.units:g}",
-                    f"{cost.units / base:.2f}x",
+                    f"{units:g}",
+                    f"{units / base:.2f}x",
                     duration(missing * cost.seconds / workers),
                 ]
             )
         print(
             f"\n{study.competition.name}: {len(study.competition.train)} rows, "
-            f"{plan.folds.count} folds x {len(plan.seeds)} seeds, {study.metric.name}"
+            f"{plan.folds.count} folds x {_count(len(plan.seeds), 'seed')}, {study.metric.name}"
         )
         print(text_table(["arm", "cells to compute", "passes", "ratio", "expected"], rows))
         print(f"  {_detectable(study)}")
@@ -56,7 +57,10 @@ def print_plan(
     else:
         fits = "all of it fits" if total <= time_budget else "what fits runs, whole pairs first"
         print(f"time budget {duration(time_budget)}: {fits}")
-    print("  passes of a batch in units of one forward: a backward is 2, for the input alone 1")
+    print(
+        "  passes of a batch over all epochs in units of one forward (a backward is 2, for the "
+        "input alone 1);\n  the time is that of training: start, floor and comparison come on top"
+    )
 
 
 def _detectable(study: Study) -> str:
@@ -90,14 +94,16 @@ def print_result(content: Mapping[str, Any], folder: Path, reports: Sequence[Pat
     direction = "" if competition["greater_is_better"] else ", lower is better"
     print(
         f"\n{competition['name']}: {competition['metric']}{direction}, "
-        f"{len(design['folds'])} folds x {len(design['seeds'])} seeds"
+        f"{len(design['folds'])} folds x {_count(len(design['seeds']), 'seed')}"
     )
     print_deltas(content["arms"])
     print(
-        f"  delta: positive is better; {design['level']:.0%} interval; p adjusted (Holm) over the "
-        "declared arms"
+        f"  delta: positive is better; {design['level']:.0%} interval of each arm alone; p, and the "
+        "verdict with it, adjusted (Holm)\n  over the declared arms; over exploratory arms and over "
+        "what has equal compute among themselves"
     )
     print(f"  practically the same: within {design['rope']:.4f}; {design['rope_source']}")
+    print("  w-t-l: pairs of one seed and fold in which the arm won, tied, lost")
     for title, key, name in (
         ("at equal compute", "equal_compute", "arm"),
         ("interactions", "interactions", "pair"),
@@ -109,6 +115,8 @@ def print_result(content: Mapping[str, Any], folder: Path, reports: Sequence[Pat
                 print(f"  {found[name]}{against}: {found['sentence']}")
     for line in design["missing"]:
         log.warning("%s: incomplete: %s", competition["name"], line)
+    if design["missing"]:
+        log.warning("the same command without --time-budget computes what is missing")
     if design["seeds_added_after_a_look"]:
         log.warning(
             "seeds %s were added after a first look at results: p-values are too small for that",
@@ -119,14 +127,18 @@ def print_result(content: Mapping[str, Any], folder: Path, reports: Sequence[Pat
         print(f"  {path}")
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def print_deltas(arms: Sequence[Mapping[str, Any]]) -> None:
     """Print one line per arm."""
     from competition_kit.results.tables import score_text, text_table
 
-    header = ["arm", "CV mean", "delta", "interval", "p", "wins", "passes", "verdict"]
+    header = ["arm", "CV mean", "delta", "interval", "p", "w-t-l", "passes", "verdict"]
     held_out = any(arm["held_out"] is not None for arm in arms)
     if held_out:
-        header[6:6] = ["held-out", "delta"]
+        header[6:6] = ["held-out", "held-out delta"]
     rows = []
     for arm in arms:
         known = arm["delta"] is not None
@@ -137,9 +149,9 @@ def print_deltas(arms: Sequence[Mapping[str, Any]]) -> None:
             f"{arm['delta']:+.4f}" if known else "",
             _interval(arm),
             "" if p_value is None else f"{p_value:.3f}",
-            f"{arm['wins']}/{arm['pairs']}" if arm["pairs"] else "",
+            _wins(arm),
             _times(arm["cost"]["passes"]),
-            arm["verdict"] if arm["role"] != "a/a" else f"noise: {arm['verdict']}",
+            _verdict(arm),
         ]
         if held_out:
             delta = arm["held_out_delta"]
@@ -149,6 +161,19 @@ def print_deltas(arms: Sequence[Mapping[str, Any]]) -> None:
             ]
         rows.append(row)
     print(text_table(header, rows))
+
+
+def _wins(arm: Mapping[str, Any]) -> str:
+    """Return won, tied and lost cells."""
+    if not arm["pairs"]:
+        return ""
+    return f"{arm['wins']}-{arm['ties']}-{arm['pairs'] - arm['wins'] - arm['ties']}"
+
+
+def _verdict(arm: Mapping[str, Any]) -> str:
+    if arm["role"] != "baseline" and not arm["pairs"]:
+        return "not run"
+    return f"noise: {arm['verdict']}" if arm["role"] == "a/a" else arm["verdict"]
 
 
 def _interval(numbers: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from competition_kit.commands.flags import not_negative
+from competition_kit.errors import InputError
 
 __all__ = ["add", "print_comparison"]
 
@@ -43,6 +44,8 @@ def print_comparison(run_a: Path, run_b: Path, rope: float) -> None:
     from competition_kit.results.ablation_files import row_json
     from competition_kit.results.run_record import paired_records, read_run
 
+    if run_a.resolve() == run_b.resolve():
+        raise InputError("is one run given twice", file=run_a, remedy="give two runs")
     ours, baseline = read_run(run_a), read_run(run_b)
     arm, against, labels = paired_records(ours, baseline)
     contrasts = [

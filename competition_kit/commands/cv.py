@@ -14,6 +14,7 @@ from competition_kit.approach import Approach
 from competition_kit.commands.flags import (
     DATA,
     DEFAULT_COMPETITION,
+    HelpWithDefaults,
     add_competition_flags,
     add_machine_flags,
     add_training_flags,
@@ -38,7 +39,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "cv",
         allow_abbrev=False,  # an abbreviated flag would escape the settings file's reader
         help="cross-validate, predict the test rows, write a submission (the default command)",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpWithDefaults,
     )
     add_flags(cv)
     cv.set_defaults(run=run)

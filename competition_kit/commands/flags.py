@@ -15,6 +15,7 @@ from competition_kit.training.recipe import Pooling, Recipe, Schedule
 __all__ = [
     "DATA",
     "DEFAULT_COMPETITION",
+    "HelpWithDefaults",
     "add_competition_flags",
     "add_machine_flags",
     "add_training_flags",
@@ -25,6 +26,18 @@ __all__ = [
     "positive",
     "ratio",
 ]
+
+
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Says defaults, where there is something to say."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, "", False, argparse.SUPPRESS):
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
 
 DATA = Path("data")
 DEFAULT_COMPETITION = "tweets"

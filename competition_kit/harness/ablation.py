@@ -145,7 +145,8 @@ def run_ablation(
         on_cell: a finished cell, its score, and whether it was computed now.
 
     Raises:
-        KitError: if a worker process died; whatever a baseline raised, as nothing stands without.
+        KitError: if a worker process died, or the time is too short for any cell; whatever a
+            baseline raised, as nothing stands without.
     """
     owner: dict[Task, tuple[Study, AblationArm]] = {}
     for study in studies:
@@ -189,6 +190,11 @@ def run_ablation(
     for study in studies:
         if study.baseline.failures:
             raise study.baseline.failures[0]
+        if not results[study.baseline]:
+            raise KitError(
+                f"the time budget ran out before a cell of {study.competition.name} was computed; "
+                "give more, or run it without --time-budget"
+            )
         for arm in study.everything():
             if arm.writes_run and len(results[arm]) == len(arm.plan.cells):
                 write_results(arm.plan, gather(arm.plan, study.metric, results[arm], study.floor))

@@ -63,7 +63,11 @@ def conclude(
     aa = Contrast(arm=records[study.aa], against=baseline, role="a/a")
     if rope is None:
         spread = practical_difference(paired_differences(aa, metric))
-        source = "one more run with other seeds moves the CV mean by this (1 SD, from the A/A arm)"
+        source = (
+            "one more run with other seeds moves the CV mean by this (1 SD, from the A/A arm)"
+            if cells[study.aa]
+            else "the A/A arm, which says more, has not run"
+        )
     else:
         spread, source = rope, "given"
     looks = _looks(folder, study)

@@ -55,10 +55,11 @@ def row_json(row: Row) -> dict[str, Any]:
 def comparison_json(comparison: Comparison | None) -> dict[str, Any]:
     """Return the numbers of a comparison; nulls for the baseline."""
     names = ("delta", "low", "high", "p_value", "p_better", "p_same", "p_worse")
+    more = ("wins", "ties", "pairs", "method", "note")
     if comparison is None:
-        return {**dict.fromkeys(names), "wins": None, "pairs": None, "method": "", "note": ""}
+        return dict.fromkeys((*names, *more))
     known = asdict(comparison)
-    return _plain({name: known[name] for name in (*names, "wins", "pairs", "method", "note")})
+    return _plain({name: known[name] for name in (*names, *more)})
 
 
 def _ends(interval: Interval | None) -> dict[str, float | None] | None:
