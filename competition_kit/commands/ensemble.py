@@ -15,6 +15,7 @@ from competition_kit.errors import InputError, examples
 
 if TYPE_CHECKING:
     from competition_kit.data.competition import Competition
+    from competition_kit.data.folds import Folds
     from competition_kit.harness.run_folder import RunFolder
     from competition_kit.results.decision_rules import RuleKind
     from competition_kit.results.ensemble_outcome import EnsembleOutcome
@@ -119,7 +120,7 @@ def _blend(
     metric: Metric,
     kind: RuleKind | None,
     members: Sequence[Member],
-    folds: Any,
+    folds: Folds,
     folder: RunFolder,
 ) -> int:
     import numpy as np
@@ -187,7 +188,7 @@ def _one_of(paths: Sequence[Path], file: str, key: str, flag: str, *default: Any
     if len(values) > 1:
         other = next(path for path, value in said.items() if value != values[0])
         raise InputError(
-            f"{key} is {values[1]!r} there, and {values[0]!r} in {paths[0]}",
+            f"{key} is {values[1]!r} there, and {values[0]!r} in {next(iter(said))}",
             file=other / file,
             remedy=f"say {flag}",
         )

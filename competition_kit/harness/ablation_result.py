@@ -267,6 +267,7 @@ def _labels(study: Study) -> Labels:
         held_out=held_out_targets(competition),
         fold_of=study.baseline.plan.folds.fold_of,
         groups=competition.groups,
+        folds_are_sources=competition.rules.cv.scheme == "predefined",
         classes=competition.classes,
     )
 

@@ -93,12 +93,15 @@ class Labels:
     Attributes:
         train: [N] or [N, C]; held_out: [M] or [M, C], or None without a solution.
         fold_of: [N] fold of each training row; groups: [N], or None.
+        folds_are_sources: folds given with the data (one author each, one year) instead of drawn:
+            rows of one of them do not tell how much sources differ.
     """
 
     train: np.ndarray
     held_out: np.ndarray | None
     fold_of: np.ndarray
     groups: np.ndarray | None
+    folds_are_sources: bool
     classes: tuple[str, ...]
 
 
@@ -254,7 +257,7 @@ def _compared(
     found = paired_differences(contrast, metric)
     ours, theirs = _whole_seeds(contrast.arm.oof, contrast.against.oof)
     variance = None
-    if len(ours) and np.isfinite(found).all():
+    if len(ours) and np.isfinite(found).all() and not labels.folds_are_sources:
         variance = row_variance(
             _signed_score(metric, labels.classes),
             labels.train,

@@ -105,7 +105,8 @@ def with_rule(method: Method, kind: RuleKind) -> Fit:
     """Return the fit of a method followed by a decision rule.
 
     The rule is fitted on probabilities that the method itself gives cross-fitted within the same
-    rows: in sample they would be surer than they are on new rows.
+    rows: in sample they would be surer than they are on new rows (rows of one fold alone leave
+    nothing else).
     """
 
     def fit(stack: np.ndarray, objective: Objective) -> Ruled:

@@ -172,6 +172,7 @@ def paired_records(ours: RunRecord, baseline: RunRecord) -> tuple[ArmRecord, Arm
             held_out=None,
             fold_of=fold_of,
             groups=ours.groups(),
+            folds_are_sources=ours.config["rules"]["cv"]["scheme"] == "predefined",
             classes=ours.classes,
         ),
     )

@@ -302,6 +302,28 @@ def test_a_rule_is_fitted_without_the_rows_that_it_is_scored_on() -> None:
     np.testing.assert_array_equal(before[inside], after[inside])
 
 
+def test_a_rule_sees_the_blend_as_new_rows_will() -> None:
+    """Boosting is surer in sample than it may be: the temperature has to be that of other rows."""
+    stack, objective = task(rows=150, metric="log_loss", noise=2.0)
+    kind = suitable_rule(objective.metric, False)
+    assert kind is not None
+    method = METHODS["stack_boosting"]
+    ruled = with_rule(method, kind)(stack, objective)
+    in_sample = kind.fit(method.fit(stack, objective)(stack), objective)
+    other_rows = kind.fit(cross_fitted(method.fit, stack, objective), objective)
+    assert ruled.rule == other_rows
+    assert ruled.rule.value > 1.2 * in_sample.value
+
+
+def test_two_folds_are_enough_for_a_rule() -> None:
+    """One fold is left to fit on, so the rule takes the blend in sample, but never its own fold."""
+    stack, objective = task(rows=60)
+    halves = Objective(objective.metric, objective.targets, ABC, objective.fold_of % 2)
+    kind = suitable_rule(objective.metric, False)
+    assert kind is not None
+    assert np.isfinite(cross_fitted(with_rule(METHODS["weights"], kind), stack, halves)).all()
+
+
 @pytest.mark.parametrize("name", FITS_NOTHING)
 def test_what_fits_nothing_is_cross_fitted_to_itself(name: str) -> None:
     stack, objective = task()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,18 @@ import numpy as np
 from competition_kit.results.report.plots import legend_below
 from competition_kit.results.report.svg import ACCENT, BASE, INK, QUIET, picture, shorten
 
-__all__ = ["MOST_MEMBERS", "adds_plot", "correlation_plot", "weight_plot"]
+__all__ = ["MOST_MEMBERS", "adds_plot", "correlation_plot", "short_names", "weight_plot"]
 
 MOST_MEMBERS = 20  # in a matrix; more would be unreadable
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return what sets names apart: no prefix that all share, no hash at the end."""
+    parts = [name.split("-") for name in names]
+    columns = zip(*parts, strict=False)
+    shared = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
+    bare = [re.sub(r"-?[0-9a-f]{8}$", "", "-".join(part[shared:])) for part in parts]
+    return bare if len(set(bare)) == len(bare) and all(bare) else list(names)
 
 
 def correlation_plot(
@@ -22,16 +33,16 @@ def correlation_plot(
     count = len(names)
     side = 48 if count < 8 else 38
     values = np.array(correlation, dtype=float)
-    low = min(0.0, float(np.nanmin(values))) if np.isfinite(values).any() else 0.0
+    # shades from the least alike to the same: errors on one task are always much alike
+    low = min(np.nanmin(values, initial=1.0), 0.99)
     title = "Correlation of the members' errors"
     with picture(key, title, side * count + 200, side * count + 40) as drawn:
         axes = drawn.axes
         for row, column in np.ndindex(count, count):
             value = values[row, column]
             if np.isfinite(value) and row != column:
-                # shares of the range that is there: errors of one task's members are always alike
-                strength = 0.6 * (value - low) / (1 - low) if low < 1 else 0.0
-                axes.bar(column, 1, 1, row - 0.5, color=ACCENT, alpha=strength, lw=0)
+                shade = 0.05 + 0.5 * (value - low) / (1 - low)
+                axes.bar(column, 1, 1, row - 0.5, color=ACCENT, alpha=shade, lw=0)
             text = "-" if not np.isfinite(value) else f"{value:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=10, color=INK)
         axes.set_xticks(range(count), [str(number + 1) for number in range(count)])

@@ -12,6 +12,7 @@ from competition_kit.results.report.ensemble_plots import (
     MOST_MEMBERS,
     adds_plot,
     correlation_plot,
+    short_names,
     weight_plot,
 )
 from competition_kit.results.report.page import render_html
@@ -53,7 +54,7 @@ def _with_optimism(method: dict[str, Any], metrics: dict[str, Any]) -> dict[str,
 def _plots(metrics: dict[str, Any]) -> dict[str, str | None]:
     """Return the pictures; None where there is nothing to draw."""
     members = metrics["members"]
-    names = [member["name"] for member in members]
+    names = short_names([member["name"] for member in members])
     if len(members) < 2:
         return dict.fromkeys(("methods", "correlation", "weights", "adds"))
     weights = {method["name"]: method["weights"] for method in metrics["methods"]}

@@ -207,10 +207,10 @@ def _folds(cells: _Cells, test_share: float, rows: RowVariance | None) -> _Sprea
 def _components(cells: _Cells, test_share: float, rows: RowVariance | None) -> _Spread:
     if rows is None or not cells.within_degrees:
         return _folds(cells, test_share, rows)
+    words = "variance components: seeds from cells, data from rows and corrected"
     seeds = cells.within * float((1 / cells.counts).sum()) / cells.folds**2
     data = rows.variance * (1 / cells.folds + test_share)
     variance = seeds + data
-    words = "variance components: seeds from cells, data from rows and corrected"
     if variance == 0:
         return _Spread(0.0, cells.within_degrees, words)
     # Satterthwaite: two independent estimates of a variance, added

@@ -66,14 +66,16 @@ def row_variance(
 
     The rows of each fold (or its groups, whole) are resampled, the same ones for every seed and
     both arms; what the seeds' differences then have in common, their covariance, is the data's
-    part. `compare` explains what it is good for.
+    part. `compare` explains what it is good for. Folds must be random parts of the data: where each
+    is a source of its own (one author, one year), its rows cannot tell how much sources differ.
 
     Args:
         score: (targets, probabilities) -> float, greater is better.
         targets: [N] or [N, C].
         ours, baseline: out-of-fold probabilities [S, N, C], paired seeds.
         folds: [N] fold of each row.
-        groups: [N] rows of one group come together, or None.
+        groups: [N] rows of one group come together, or None. For folds that are sources, the
+            folds themselves: then there is nothing to draw, and the answer is None.
         repetitions: resamples of each fold.
         seed: of the resampling.
 
