@@ -167,6 +167,10 @@ def test_an_ensemble_is_a_run_folder_with_every_file(
     found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert found == FILES
     printed = capsys.readouterr().out
+    before = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_bytes() == before
     for name in METHODS:
         assert re.search(rf"^  {name}( \(chosen\))? +0\.\d{{4}}", printed, re.MULTILINE)
     assert "mean (chosen)" in printed

@@ -1,4 +1,4 @@
-"""`report`: write the reports of a run, an ablation or an ensemble again."""
+"""`report`: write the report of a run, an ablation or an ensemble again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["add"]
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's parser."""
-    report = commands.add_parser("report", help="write the report of a run or an ablation again")
+    report = commands.add_parser("report", help="write the report of a run, an ablation or an ensemble again")
     report.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="of a run or an ablation: runs/tweets/..."
+        "folder", type=Path, metavar="FOLDER", help="of a run, an ablation or an ensemble"
     )
     report.add_argument(
         "--no-examples",
@@ -26,11 +26,19 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from competition_kit.results.report import write_ablation_report, write_run_report
+    from competition_kit.files import read_json
+    from competition_kit.results.members import ENSEMBLE
+    from competition_kit.results.report import (
+        write_ablation_report,
+        write_ensemble_report,
+        write_run_report,
+    )
 
     if (options.folder / "ablation.json").is_file():
         for path in write_ablation_report(options.folder, examples=not options.no_examples):
             print(path)
     else:
-        print(write_run_report(finished_run(options.folder)))
+        folder = finished_run(options.folder)
+        blended = read_json(folder.config).get("kind") == ENSEMBLE
+        print((write_ensemble_report if blended else write_run_report)(folder))
     return 0
