@@ -12,7 +12,9 @@ __all__ = ["add"]
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command's parser."""
-    report = commands.add_parser("report", help="write the report of a run, an ablation or an ensemble again")
+    report = commands.add_parser(
+        "report", help="write the report of a run, an ablation or an ensemble again"
+    )
     report.add_argument(
         "folder", type=Path, metavar="FOLDER", help="of a run, an ablation or an ensemble"
     )
