@@ -127,12 +127,12 @@ def _cost(device: torch.device, recorded: dict[str, Any]) -> Iterator[Check]:
         figures = step_cost.measure(workload, "bf16", repetitions=5 if on_gpu else 1)
         all_figures.append(figures)
         peaks = {
-            (variant["strategy"], variant["side"]): figures["resident_mb"] + variant["peak_step_mb"]
+            (variant["strategy"], variant["side"]): variant["stays_mb"] + variant["peak_step_mb"]
             for variant in figures["variants"]
         }
         for variant in figures["variants"]:
-            name, fast = variant["strategy"], variant["times_as_fast_as_recipe"]
-            if variant["side"] != "kit" or fast is None:
+            name, fast = variant["strategy"], variant["kit_is_times_as_fast"]
+            if variant["side"] != "recipe":
                 continue
             # a GPU that waits for Python measures Python: speed is then only reported
             busy = on_gpu and length * rows >= 4096

@@ -8,6 +8,7 @@ same gradient and only their costs differ. `tests/test_benchmarks.py` holds them
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -18,7 +19,7 @@ from competition_kit.data.encoding import Batch
 from competition_kit.training.model import Classifier
 from competition_kit.training.objectives import Criterion
 
-__all__ = ["RECIPES", "Forward", "fgm", "freelb", "neftune", "pgd", "plain"]
+__all__ = ["RECIPES", "Forward", "fgm", "freelb", "library_recipes", "neftune", "pgd", "plain"]
 
 Draw = Callable[[Tensor], Tensor]  # a tensor -> noise like it, uniform on [-1, 1]
 
@@ -233,3 +234,39 @@ RECIPES: dict[str, Callable[[Forward], None]] = {
     "pgd": pgd,
     "freelb": freelb,
 }
+
+
+# -- the same from a library ----------------------------------------------------------------------
+
+
+def library_recipes() -> dict[str, Callable[[Forward], None]]:
+    """Return FGM and PGD with bert4torch's own classes, or nothing where it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own affair
+            from bert4torch.callbacks import FGM, PGD
+    except ImportError:
+        return {}
+    name = "word_embeddings"
+
+    def fgm(forward: Forward) -> None:
+        attacker = FGM(forward.model)
+        forward.backward(forward.loss())
+        attacker.attack(epsilon=1.0, emb_name=name)
+        forward.backward(forward.loss())
+        attacker.restore(emb_name=name)
+
+    def pgd(forward: Forward, steps: int = 3) -> None:
+        attacker = PGD(forward.model)
+        forward.backward(forward.loss())
+        attacker.backup_grad()
+        for t in range(steps):
+            attacker.attack(epsilon=1.0, alpha=0.3, emb_name=name, is_first_attack=t == 0)
+            if t + 1 < steps:
+                forward.model.zero_grad()
+            else:
+                attacker.restore_grad()
+            forward.backward(forward.loss())
+        attacker.restore(emb_name=name)
+
+    return {"fgm": fgm, "pgd": pgd}

@@ -21,10 +21,20 @@ from competition_kit.training.recipe import Precision
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["SHAPES", "Workload", "autocast", "from_competition", "from_shape", "random_encoder"]
+__all__ = [
+    "SHAPES",
+    "Workload",
+    "autocast",
+    "from_competition",
+    "from_shape",
+    "random_encoder",
+    "random_tokens",
+]
 
 MAX_LENGTH = 128  # tokens, as the kit's own default
 CLASSES = 3  # of random labels
+# of random texts: as many different tokens as 3,000 tweets have, beyond the special ones
+FIRST_TOKEN, TOKENS_IN_USE = 1000, 8000
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model type, its config
     "minilm": (
@@ -57,12 +67,14 @@ class Workload:
     Attributes:
         label: what it is, in words.
         batches: of the same number of rows each.
+        token_ids: of all rows of the competition, not of the batches alone; padding too.
     """
 
     label: str
     model: Classifier
     batches: list[Batch]
     criterion: Criterion
+    token_ids: np.ndarray
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +122,7 @@ def from_competition(
         model=classifier.to(device).train(),
         batches=_batches(encoded, competition.targets, batch_size, batches, device),
         criterion=CRITERIA[competition.rules.task](),
+        token_ids=np.append(encoded.ids, encoded.pad_id),
     )
 
 
@@ -123,7 +136,7 @@ def from_shape(
     generator = np.random.default_rng(0)
     rows = batch_size * batches
     encoded = Encoded(
-        ids=generator.integers(1000, settings["vocab_size"], rows * length).astype(np.int32),
+        ids=random_tokens(generator, rows * length),
         type_ids=None,
         starts=np.arange(rows + 1, dtype=np.int64) * length,
         truncated=0,
@@ -135,7 +148,13 @@ def from_shape(
         model=Classifier(encoder, CLASSES).to(device).train(),
         batches=_batches(encoded, labels, batch_size, batches, device),
         criterion=CRITERIA["single_label"](),
+        token_ids=np.append(np.arange(FIRST_TOKEN, FIRST_TOKEN + TOKENS_IN_USE), encoded.pad_id),
     )
+
+
+def random_tokens(generator: np.random.Generator, count: int) -> np.ndarray:
+    """Return token ids [count], uniform over the tokens in use."""
+    return generator.integers(FIRST_TOKEN, FIRST_TOKEN + TOKENS_IN_USE, count).astype(np.int32)
 
 
 def random_encoder(

@@ -6,9 +6,13 @@ Nothing heavy is imported before it is needed, so that `--help` and a typo answe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from competition_kit import __version__
 from competition_kit.commands import (
@@ -65,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             arguments = with_settings(arguments, WITH_SETTINGS[arguments[0]])
         options = _parser().parse_args(arguments)
         _talk()
-        return options.run(options)
+        with _stopped_by_sigterm():
+            return options.run(options)
     except KitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _Terminated.exit_code if isinstance(stop, _Terminated) else 130
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         sys.stderr.close()
         return 141
@@ -80,6 +85,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return InputError.exit_code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, from a scheduler or `kill`: it stops the kit as Ctrl-C does, workers and all."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Turn the first SIGTERM into an exception; a second one kills at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Terminated
+
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # somebody else's program, which has its own way to end
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _talk() -> None:

@@ -1,18 +1,22 @@
-"""Progress bars of a run, and log lines that do not tear them."""
+"""Progress of a run, as bars on a terminal and as lines in a log; log lines that tear no bar."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Protocol
 
 from tqdm import tqdm
 
 __all__ = ["BarHandler", "Progress", "bar_of_unknown_length"]
 
 BAR = "{desc}: {percentage:3.0f}%|{bar:20}| [{elapsed}, {remaining} left]{postfix}"
+LINE = "{desc}: {percentage:3.0f}% [{elapsed}, {remaining} left]{postfix}"
+SECONDS_BETWEEN_LINES = 30.0
 
 
 class BarHandler(logging.Handler):
@@ -39,7 +43,7 @@ class Progress:
         self._running: dict[str, float] = {}
         self._finished: set[str] = set()
         self._total = sum(self._work.values())
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -55,7 +59,7 @@ class Progress:
 
     def floor(self, folds: int) -> Callable[[int], None]:
         """Return the callback that shows the floor's folds."""
-        bar: list[tqdm] = []
+        bar: list[Bar] = []
 
         def advance(fold: int) -> None:
             if not bar:
@@ -104,14 +108,68 @@ class Progress:
         )
 
 
-def _bar(total: float, title: str) -> tqdm:
-    quiet = not sys.stderr.isatty()
+class Bar(Protocol):
+    """What is used of a tqdm bar."""
+
+    n: float
+
+    def update(self, n: float = 1) -> object: ...
+
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None: ...
+
+    def set_description_str(self, desc: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Lines:
+    """A bar for logs, which have no cursor to move back: a line now and then, and the last state."""
+
+    def __init__(self, total: float, title: str) -> None:
+        self.n = 0.0
+        self._total, self._title, self._postfix = total, title, ""
+        self._started = self._written = time.monotonic()
+
+    def update(self, n: float = 1) -> None:
+        """Count; write a line if the last one is long ago."""
+        self.n += n
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_LINES:
+            self._write()
+
+    def set_postfix_str(self, s: str, refresh: bool = True) -> None:
+        """Say what is being done; shown with the next line."""
+        self._postfix = s
+
+    def set_description_str(self, desc: str) -> None:
+        """Change the title; shown with the next line."""
+        self._title = desc
+
+    def close(self) -> None:
+        """Write the last state."""
+        self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        line = tqdm.format_meter(
+            self.n,
+            self._total,
+            self._written - self._started,
+            prefix=self._title,
+            bar_format=LINE,
+            postfix=self._postfix,
+        )
+        print(line, file=sys.stderr, flush=True)
+
+
+def _bar(total: float, title: str) -> Bar:
+    if not sys.stderr.isatty():
+        return Lines(total, title)
     return tqdm(
         total=total,
         desc=title,
         bar_format=BAR,
         file=sys.stderr,
-        mininterval=15.0 if quiet else 0.2,  # a log file gets a line now and then
+        mininterval=0.2,
         dynamic_ncols=True,
     )
 
@@ -119,7 +177,7 @@ def _bar(total: float, title: str) -> tqdm:
 @contextmanager
 def bar_of_unknown_length(title: str) -> Iterator[Callable[[int, int], None]]:
     """Give a callback (steps so far, steps in all) that shows a bar from its first call on."""
-    bars: list[tqdm] = []
+    bars: list[Bar] = []
 
     def advance(step: int, total: int) -> None:
         if not bars:

@@ -83,6 +83,10 @@ def run(options: argparse.Namespace) -> int:
     approach.check(options.epochs)
     setup = set_up(options, options.data)
 
+    from competition_kit.harness.engines.local import get_ready
+
+    if options.workers != 1:
+        get_ready(setup.device)
     plan = setup.plan(approach, tuple(dict.fromkeys(options.seeds)))
     run_plan(setup, plan, options, started)
     return 0
@@ -103,7 +107,13 @@ def run_plan(setup: Setup, plan: Plan, options: argparse.Namespace, started: flo
 
     for finding in audit(setup.competition, plan.folds):
         log.warning(finding)
-    placement = place(len(plan.cells), setup.device, options.workers)
+    placement = place(
+        len(plan.cells),
+        setup.device,
+        options.workers,
+        fast_paths=not options.no_fast_paths,
+        deterministic=options.deterministic,
+    )
     log.info(_headline(plan, placement.workers, setup.device))
     with plan.folder.locked():
         with Progress(
@@ -161,6 +171,7 @@ def _write_report(plan: Plan) -> Path | None:
     """Write the HTML report; training works without the packages that it needs."""
     from competition_kit.results.report import write_run_report
 
+    log.info("writing %s", plan.folder.report.name)  # matplotlib's first start takes seconds
     try:
         return write_run_report(plan.folder)
     except ModuleNotFoundError as error:

@@ -111,6 +111,16 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         default="auto",
         help="auto: bf16 (fp16 on older cards) on CUDA, fp32 elsewhere",
     )
+    where.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits in every run on one machine, on CUDA too (slower there)",
+    )
+    where.add_argument(
+        "--no-fast-paths",
+        action="store_true",
+        help="none of the shortcuts that change numbers by rounding only",
+    )
     return where
 
 

@@ -101,6 +101,8 @@ class CellJob:
         device: where to train ("cpu", "cuda:0").
         save_model: where to leave the trained weights, or None.
         extra: pseudo-labelled rows of this fold, or None.
+        fast_paths: whether shortcuts may be taken that change no number but by rounding.
+        deterministic: whether only kernels may run that give the same bits every time.
     """
 
     cell: Cell
@@ -114,6 +116,8 @@ class CellJob:
     device: str
     save_model: Path | None = None
     extra: ExtraRows | None = None
+    fast_paths: bool = True
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

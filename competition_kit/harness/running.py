@@ -105,6 +105,8 @@ def _job(task: Task, placement: Placement, save_model: bool) -> CellJob:
         device=placement.devices[0],
         save_model=plan.folder.weights(task.cell) if save_model else None,
         extra=plan.extra[task.cell.fold] if plan.extra else None,
+        fast_paths=placement.fast_paths,
+        deterministic=placement.deterministic,
     )
 
 

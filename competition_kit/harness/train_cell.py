@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -11,15 +12,21 @@ import torch
 
 from competition_kit.data.encoding import Encoded
 from competition_kit.harness.cells import CellJob, CellResult
-from competition_kit.harness.memory import peak_memory_mb, reset_peak_memory
+from competition_kit.harness.memory import (
+    keep_freed_memory,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 from competition_kit.specs import parse_spec
-from competition_kit.strategies import STRATEGIES
+from competition_kit.strategies import STRATEGIES, Strategy
+from competition_kit.strategies.base import layers
 from competition_kit.training.fit import fit_fold, predict
 from competition_kit.training.model import build_classifier
 from competition_kit.training.objectives import CRITERIA, Criterion, Once
 from competition_kit.training.recipe import Recipe
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.training.step import Objective
+from competition_kit.training.used_rows import keep_used_rows
 from competition_kit.tricks import Trick, parse_tricks
 from competition_kit.tricks.base import (
     Averages,
@@ -30,7 +37,7 @@ from competition_kit.tricks.base import (
     MasksGradients,
 )
 
-__all__ = ["train_cell"]
+__all__ = ["measures_whole_table", "train_cell"]
 
 
 def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None) -> CellResult:
@@ -55,8 +62,11 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         labels[job.extra.rows] = job.extra.labels
         train_rows = np.concatenate([train_rows, job.extra.rows])
 
+    _set_kernels(job.deterministic)
+    if job.fast_paths and device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(seeds.derive("load"))  # whatever a model class draws while it is built
-    tricks = parse_tricks(arm.tricks)
+    tricks, strategy = parse_tricks(arm.tricks), parse_spec(arm.strategy, STRATEGIES)
     model = build_classifier(
         job.model_folder,
         job.classes,
@@ -67,6 +77,8 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
     for trick in tricks:
         if isinstance(trick, ChangesModel):
             trick.prepare(model, seeds.trick(type(trick).__name__))
+    if job.fast_paths and not measures_whole_table(strategy, tricks):
+        keep_used_rows(model, np.append(encoded.ids, encoded.pad_id))
     model.to(device)
 
     start, cpu = time.perf_counter(), time.process_time()
@@ -75,7 +87,7 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         encoded,
         labels,
         train_rows,
-        strategy=parse_spec(arm.strategy, STRATEGIES),
+        strategy=strategy,
         objective=_objective(job, tricks, labels[train_rows]),
         recipe=recipe,
         seeds=seeds,
@@ -113,6 +125,18 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         threads=torch.get_num_threads(),
     )
+
+
+def measures_whole_table(strategy: Strategy, tricks: Sequence[Trick]) -> bool:
+    """Return whether rows of the embedding table that never occur would still change the numbers."""
+    return any(getattr(part, "whole_table", False) for part in (*layers(strategy), *tricks))
+
+
+def _set_kernels(deterministic: bool) -> None:
+    """Choose between kernels that are fast and those that give the same bits every time."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def _objective(job: CellJob, tricks: tuple[Trick, ...], labels: np.ndarray) -> Objective:

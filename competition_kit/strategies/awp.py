@@ -62,6 +62,11 @@ class AWP:
         own = self.gamma if self.kind == "layer" else min(self.step_size, self.epsilon)
         return max(own, self.inner.strength)
 
+    @property
+    def whole_table(self) -> bool:
+        """Whether the size of the whole embedding table counts (see `training.used_rows`)."""
+        return self.weights != "linear"
+
     def remarks(self) -> list[str]:
         return remarks(self.inner)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from competition_kit.strategies import Strategy
 from competition_kit.training.journal import FitLog, Journal, LogLine, TrainingError
 from competition_kit.training.model import Classifier, EncoderModel, parameter_groups
 from competition_kit.training.recipe import Precision, Recipe, optimizer_steps
+from competition_kit.training.rows_that_fit import RowsThatFit
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.training.step import Objective, Step
 from competition_kit.tricks.base import Averages, GroupsParameters, MasksGradients
@@ -80,6 +82,7 @@ def fit_fold(
     scheduler = LambdaLR(optimizer, _schedule(recipe, total))
     journal = Journal(strategy, total, device)
     average = averages.average(model) if averages is not None else None
+    fitting = RowsThatFit(recipe.batch_size, training=True)
     model.train()
 
     def make_step(part: np.ndarray, number: int, micro: int, epoch: float) -> Step:
@@ -99,6 +102,23 @@ def fit_fold(
             memory=memory,
         )
 
+    def accumulate(micro_batches: list[np.ndarray], number: int, epoch: float) -> None:
+        """Add the gradient of one optimizer step's mean loss to `.grad`, and note its passes."""
+        optimizer.zero_grad(set_to_none=True)  # of a try that did not fit
+        rows_in_step = sum(len(part) for part in micro_batches)
+        passed = []
+        for micro, part in enumerate(micro_batches):
+            step = make_step(part, number, micro, epoch)
+            weight = len(part) / rows_in_step  # a step's loss is the mean over all its rows
+            yielded = 0
+            with closing(strategy(step)) as losses:
+                for loss in losses:
+                    scaler.scale(loss * weight).backward()
+                    yielded += 1
+            passed.append((step, yielded, weight))
+        for entry in passed:
+            journal.passed(*entry)
+
     def look_through() -> Iterator[Step]:
         for part in length_sorted(encoded.lengths[rows], np.arange(len(rows)), recipe.batch_size):
             yield make_step(rows[part], 0, 0, 0.0)
@@ -109,18 +129,9 @@ def fit_fold(
     for epoch in range(recipe.epochs):
         batches = length_bucketed(encoded.lengths, rows, recipe.batch_size, seeds.order(epoch))
         for first in range(0, len(batches), recipe.accumulation_steps):
-            micro_batches = batches[first : first + recipe.accumulation_steps]
-            rows_in_step = sum(len(part) for part in micro_batches)
-
-            for micro, part in enumerate(micro_batches):
-                step = make_step(part, step_number, micro, epoch + first / len(batches))
-                weight = len(part) / rows_in_step  # a step's loss is the mean over all its rows
-                yielded = 0
-                with closing(strategy(step)) as losses:
-                    for loss in losses:
-                        scaler.scale(loss * weight).backward()
-                        yielded += 1
-                journal.passed(step, yielded, weight)
+            in_step = batches[first : first + recipe.accumulation_steps]
+            now = epoch + first / len(batches)
+            fitting.attempt(partial(accumulate, number=step_number, epoch=now), in_step)
 
             # mask and clip the true gradient, not the scaled one
             scaler.unscale_(optimizer)
@@ -141,7 +152,7 @@ def fit_fold(
             if average is not None and averages is not None and not skipped:
                 if averages.is_due(step_number, total, total // recipe.epochs):
                     average.update()
-            done = epoch + (first + len(micro_batches)) / len(batches)
+            done = epoch + (first + len(in_step)) / len(batches)
             lr = optimizer.param_groups[0]["lr"]
             journal.stepped(step_number, done, lr, grad_norm, skipped)
             on_step(step_number)
@@ -191,12 +202,19 @@ def predict(
     logits = np.full((len(rows), classes), np.nan, dtype=np.float32)
     model.eval()
     pending: list[tuple[np.ndarray, Tensor]] = []
-    with torch.inference_mode():
-        for part in length_sorted(encoded.lengths[rows], np.arange(len(rows)), PREDICT_ROWS):
+    fitting = RowsThatFit(PREDICT_ROWS, training=False)
+
+    def forward(parts: list[np.ndarray]) -> None:
+        outputs = []
+        for part in parts:
             batch = collate(encoded, rows[part], None).to(device)
             with autocast():
-                output = model(batch.input_ids, batch.attention_mask, batch.type_ids)
-            pending.append((part, output.float()))
+                outputs.append(model(batch.input_ids, batch.attention_mask, batch.type_ids).float())
+        pending.extend(zip(parts, outputs, strict=True))
+
+    with torch.inference_mode():
+        for part in length_sorted(encoded.lengths[rows], np.arange(len(rows)), PREDICT_ROWS):
+            fitting.attempt(forward, [part])
     for part, output in pending:
         logits[part] = output.cpu().numpy()
     if not np.isfinite(logits).all():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from competition_kit.errors import InputError
 from competition_kit.files import atomic_write
 from competition_kit.training.recipe import Pooling
+from competition_kit.training.used_rows import put_rows_back
 from competition_kit.training.weights import settle
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Classifier(EncoderModel):
     def save(self, path: Path) -> None:
         """Write all weights to a safetensors file, atomically."""
         settle(self)
+        put_rows_back(self)
         with atomic_write(path, "wb") as file:
             file.write(
                 save({name: value.contiguous() for name, value in self.state_dict().items()})

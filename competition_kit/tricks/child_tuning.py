@@ -33,6 +33,7 @@ class ChildTuning:
     kind: Literal["F", "D"] = "F"
     p: float = 0.3
     conflicts: ClassVar[dict[str, str]] = {}
+    whole_table: ClassVar[bool] = True  # p is a share of all elements (see `training.used_rows`)
 
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:

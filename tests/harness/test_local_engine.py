@@ -75,6 +75,11 @@ def with_lr(job: CellJob, lr: float) -> CellJob:
     return dataclasses.replace(job, arm=dataclasses.replace(job.arm, training=training))
 
 
+def with_epochs(job: CellJob, epochs: int) -> CellJob:
+    training = {**job.arm.training, "epochs": epochs}
+    return dataclasses.replace(job, arm=dataclasses.replace(job.arm, training=training))
+
+
 def assert_same_numbers(one: CellResult, other: CellResult) -> None:
     np.testing.assert_array_equal(one.valid_rows, other.valid_rows)
     np.testing.assert_array_equal(one.valid_logits, other.valid_logits)
@@ -146,6 +151,20 @@ def test_cells_differ_by_fold_and_score_their_own_rows(jobs: list[CellJob]) -> N
         assert (jobs[0].fold_of[result.valid_rows] == cell.fold).all()
     one, other, _ = results.values()
     assert not np.allclose(one.test_logits, other.test_logits)
+
+
+def test_workers_stop_at_once_where_their_cells_are_not_wanted_any_more(
+    jobs: list[CellJob],
+) -> None:
+    """Ctrl-C and SIGTERM are exceptions here; nobody waits until the running cells are done."""
+
+    def stop(number: int, step: int) -> None:
+        raise KeyboardInterrupt
+
+    endless = [with_epochs(job, 1_000_000) for job in jobs[:2]]
+    with pytest.raises(KeyboardInterrupt):
+        list(compute(endless, POOL, on_step=stop))
+    assert multiprocessing.active_children() == []
 
 
 def test_what_a_cell_raises_stands_in_its_place(jobs: list[CellJob]) -> None:

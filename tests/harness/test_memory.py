@@ -7,13 +7,19 @@ import sys
 import pytest
 import torch
 
-from competition_kit.harness.memory import CLEAR, peak_memory_mb, reset_peak_memory
+from competition_kit.harness.memory import (
+    CLEAR,
+    keep_freed_memory,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(not CLEAR.exists(), reason="the peak can be reset on Linux alone")
 def test_an_earlier_peak_is_forgotten():
+    keep_freed_memory()  # for good, as a worker does: the block is not given back when it is freed
     held = torch.ones(50_000_000)  # 200 MB
     high = peak_memory_mb(CPU)
     del held
@@ -28,3 +34,17 @@ def test_a_peak_outlives_what_made_it():
     held = torch.ones(50_000_000)
     del held
     assert peak_memory_mb(CPU) > before + 100
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="page faults are counted on Linux")
+def test_freed_memory_is_used_again():
+    resource = pytest.importorskip("resource")
+    keep_freed_memory()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(25_000_000)  # 100 MB are 24,000 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert faults() < 1000

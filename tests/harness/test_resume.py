@@ -455,14 +455,14 @@ class Driver:
         return Path(f"{self.log}.err").read_text(encoding="utf-8")
 
     def workers(self) -> list[int]:
-        """Return the worker processes of this driver that live, whoever is their parent now."""
+        """Return the processes that live of the one that workers start from, and of the workers."""
         found = []
         mark = f"KIT_TEST_RUN={self.log}\0".encode()
         for folder in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 if (
                     folder.name.isdigit()
-                    and b"spawn_main" in (folder / "cmdline").read_bytes()
+                    and b"forkserver import main" in (folder / "cmdline").read_bytes()
                     and mark in (folder / "environ").read_bytes() + b"\0"
                 ):
                     found.append(int(folder.name))
@@ -604,7 +604,7 @@ def test_a_killed_driver_takes_its_workers_with_it_and_the_run_can_go_on(
     arguments = command.at(tmp_path, 2)
 
     def when_workers_start(driver: Driver) -> None:
-        until(lambda: len(driver.workers()) == 2, "two workers")
+        until(lambda: len(driver.workers()) == 3, "two workers")
 
     def when_workers_load(driver: Driver) -> None:
         when_workers_start(driver)
@@ -646,6 +646,28 @@ def test_ctrl_c_ends_with_130_without_a_traceback_and_the_run_can_go_on(
     command.assert_same_numbers(tmp_path)
 
 
+@pytest.mark.parametrize(("workers", "everybody"), [(1, False), (2, False), (2, True)])
+def test_sigterm_ends_with_143_and_leaves_nothing_behind(
+    command: Command, server: Server, tmp_path: Path, workers: int, everybody: bool
+) -> None:
+    """`kill` sends it to the driver, a scheduler to its workers as well."""
+    driver = server.start(command.at(tmp_path, workers), cores=workers)
+    until(lambda: list(tmp_path.glob("toy/*/cells/*/metrics.json")), "a finished cell")
+    if everybody:
+        os.killpg(driver.pid, signal.SIGTERM)
+    else:
+        driver.send(signal.SIGTERM)
+    assert driver.wait() == 143
+    assert "\nstopped; the same command goes on from here\n" in driver.stderr
+    assert_stopped(driver, tmp_path)
+
+    printed = server.finish(command.at(tmp_path, 1), cores=1)
+
+    assert "(3 computed now)" not in printed
+    command.assert_same_numbers(tmp_path)
+    assert "leaked" not in driver.stderr and "Traceback" not in driver.stderr
+
+
 @pytest.mark.parametrize("wait", [0.0, 0.1, 1.0])
 def test_ctrl_c_while_workers_start_is_as_quiet(
     command: Command, server: Server, tmp_path: Path, wait: float
@@ -664,7 +686,7 @@ def test_a_worker_that_dies_is_one_clear_line_and_finished_cells_are_kept(
 ) -> None:
     driver = server.start(command.at(tmp_path, 2))
     until(lambda: list(tmp_path.glob("toy/*/cells/*/metrics.json")), "a finished cell")
-    os.kill(driver.workers()[0], signal.SIGKILL)
+    os.kill(max(driver.workers()), signal.SIGKILL)  # the youngest is a worker
     assert driver.wait() == 1
     errors = [line for line in driver.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "a worker process died" in errors[0]

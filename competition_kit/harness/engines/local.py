@@ -7,23 +7,31 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait as wait_for_process
 from typing import Any
 
 from competition_kit.errors import KitError
 from competition_kit.harness.cells import CellJob, CellResult
 
-__all__ = ["Placement", "compute", "place"]
+__all__ = ["Placement", "compute", "get_ready", "place"]
 
 OnStep = Callable[[int, int], None]
 Admit = Callable[[int], bool]
 POLL_SECONDS = 0.1
+PRELOAD = [  # what takes seconds to import
+    "competition_kit.harness.train_cell",
+    "transformers.modeling_utils",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.roberta.modeling_roberta",
+]
 
 
 @dataclass(frozen=True)
@@ -34,14 +42,24 @@ class Placement:
         workers: processes at a time; 1 means this process.
         threads: of each worker, on the CPU. Part of what decides a cell's last digits.
         devices: given out in turn.
+        fast_paths, deterministic: how cells are computed there (see `CellJob`).
     """
 
     workers: int
     threads: int
     devices: tuple[str, ...]
+    fast_paths: bool = True
+    deterministic: bool = False
 
 
-def place(cells: int, device: str | None, workers: int | None) -> Placement:
+def place(
+    cells: int,
+    device: str | None,
+    workers: int | None,
+    *,
+    fast_paths: bool = True,
+    deterministic: bool = False,
+) -> Placement:
     """Choose devices and workers: GPUs where there are any, else one process for each core.
 
     One process per core with one thread each does more cells an hour than one process with all.
@@ -61,7 +79,33 @@ def place(cells: int, device: str | None, workers: int | None) -> Placement:
     if workers is None:
         workers = min(cells, cores if devices == ("cpu",) else len(devices))
     workers = min(workers, cells)
-    return Placement(workers, max(1, cores // workers), devices)
+    return Placement(workers, max(1, cores // workers), devices, fast_paths, deterministic)
+
+
+def get_ready(device: str) -> None:
+    """Begin to import what workers need, in the background, beside what the driver still does."""
+    if _can_fork(device):
+        from multiprocessing.forkserver import ensure_running
+
+        with _stops_held_back():
+            _context(device)
+            ensure_running()
+
+
+def _context(device: str) -> Any:
+    """Return how workers start: on Linux from one process that has imported everything, else anew.
+
+    That process has no thread of torch's and no CUDA: either, forked, would hang or fail.
+    """
+    if not _can_fork(device):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def _can_fork(device: str) -> bool:
+    return sys.platform == "linux" and device == "cpu"
 
 
 def compute(
@@ -108,7 +152,7 @@ def _here(
 def _pool(
     jobs: Sequence[CellJob], placement: Placement, on_step: OnStep, admit: Admit
 ) -> Iterator[tuple[int, CellResult | BaseException]]:
-    context = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state would hang
+    context = _context(placement.devices[0])
     steps: Any = context.Queue()
     free: Any = context.Queue()
     for number in range(placement.workers):
@@ -122,7 +166,7 @@ def _pool(
 
     def start() -> None:
         """Give every worker something to do."""
-        with _ctrl_c_held_back():  # submitting starts the workers
+        with _stops_held_back():  # submitting starts the workers
             while died is None and len(running) < placement.workers:
                 number = next((number for number in numbers if admit(number)), None)
                 if number is None:
@@ -144,10 +188,10 @@ def _pool(
                     yield number, future.result() if error is None else error
             start()
     finally:
-        pool.shutdown(wait=died is None, cancel_futures=True)
-        if running:  # left early: an exception here, or Ctrl-C
+        if running:  # left early (an exception here, Ctrl-C, SIGTERM): nobody wants these cells
             for process in multiprocessing.active_children():
                 process.terminate()
+        pool.shutdown(wait=died is None, cancel_futures=True)  # would wait for them
     if died is not None:
         raise KitError(
             "a worker process died (was it out of memory?): finished cells are kept; run the same "
@@ -156,25 +200,31 @@ def _pool(
 
 
 @contextlib.contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends; processes that start inside never hear of it.
+def _stops_held_back() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block ends: half a pool could not be taken down.
 
-    A terminal sends it to all of them, and one that is still importing would print a traceback.
+    Of Ctrl-C, processes that start inside never hear: a terminal sends it to all of them, and one
+    that is still importing would print a traceback. SIGTERM must stay deadly to them.
     """
     here = threading.current_thread() is threading.main_thread()
     if not here or not hasattr(signal, "pthread_sigmask"):  # the latter: Windows
         yield
         return
-    pressed: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    resource_tracker.ensure_running()  # its start ends with Ctrl-C unblocked
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children inherit
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if caught:  # even where what it did to the processes that start is an error by now
+            signal.raise_signal(caught[0])
 
 
 # -- in the worker ------------------------------------------------------------------------------

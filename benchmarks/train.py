@@ -1,0 +1,286 @@
+"""Rows per second of plain training: the kit against transformers' Trainer and a padded loop.
+
+    python -m benchmarks.train
+    python -m benchmarks.train --shape roberta-base --length 128 --precision bf16   # on a GPU
+
+Every side trains one epoch of the same rows with the same encoder, batch size and AdamW. On the CPU
+the kit runs as it does in cross-validation, one process per core with one thread each (each trains
+all rows, as folds do; their rates add up); the others have one process with all threads. All
+processes stay alive and take turns; a repetition runs each side once, in an order that rotates, and
+ratios are taken inside a repetition. Timed is training alone: no start, no loading, no evaluation.
+
+The floor is arithmetic: 6 FLOPs for each weight of the encoder's matrices and each token (padding
+not counted), at the rate of large matrix products measured in the same processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from benchmarks.environment import environment, publish, result_path
+from benchmarks.sides import SIDES, Rows, Side, serve
+from benchmarks.spread import ratios, spread
+from benchmarks.workload import CLASSES, SHAPES, random_encoder, random_tokens
+from competition_kit.data.encoding import Encoded, encode
+from competition_kit.errors import InputError, KitError
+from competition_kit.model_source import DEFAULT_MODEL, find_model
+from competition_kit.training.model import build_classifier, load_tokenizer
+from competition_kit.training.recipe import Precision
+
+__all__ = ["main", "measure"]
+
+DATA = Path("data") / "tweets_full"
+HEADER = ("side", "processes x threads", "rows/s", "min-max", "kit is", "min-max", "of the floor")
+FLOPS_PER_WEIGHT = 6  # of one token: a multiply and an add, forward, and twice that backward
+
+
+class Group:
+    """The processes of one side."""
+
+    def __init__(self, side: Side, rows: Rows, cores: int, workers: int | None) -> None:
+        self.side, self.rows = side, rows
+        per_core = side.one_per_core
+        self.processes = (workers or (cores if rows.device == "cpu" else 1)) if per_core else 1
+        self.threads = max(1, cores // self.processes)
+        context = multiprocessing.get_context("spawn")
+        self._ends: list[Connection] = []
+        for _ in range(self.processes):
+            here, there = context.Pipe()
+            context.Process(
+                target=serve, args=(there, side, rows, self.threads), daemon=True
+            ).start()
+            there.close()
+            self._ends.append(here)
+        self._answers()  # all are ready
+
+    def rate(self) -> float:
+        """Return rows per second of all processes together, in one epoch each."""
+        return sum(len(self.rows.labels) / seconds for seconds in self._ask("train"))
+
+    def matrix_rate(self) -> float:
+        """Return GFLOP/s of all processes together, at the same time."""
+        return sum(self._ask("rate"))
+
+    def close(self) -> None:
+        """End the processes."""
+        for end in self._ends:
+            end.send(None)
+
+    def _ask(self, what: str) -> list[float]:
+        for end in self._ends:
+            end.send(what)
+        return self._answers()
+
+    def _answers(self) -> list[Any]:
+        try:
+            return [end.recv() for end in self._ends]
+        except EOFError as error:
+            raise KitError(
+                f"a process of {self.side.name!r} ended early; what it said stands above"
+            ) from error
+
+
+def measure(
+    rows: Rows,
+    *,
+    repetitions: int,
+    workers: int | None = None,
+    sides: Sequence[Side] = SIDES,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure all sides on the same rows; return the figures as a JSON object."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    groups = []
+    for side in sides:
+        groups.append(Group(side, rows, cores, workers))
+        say(f"ready: {side.name}")
+    rates: dict[str, list[float]] = {side.name: [] for side in sides}
+    floors = []
+    flops = _flops_per_row(rows)
+    for repetition in range(repetitions):
+        floors.append(groups[0].matrix_rate() * 1e9 / flops)
+        start = repetition % len(groups)
+        for group in groups[start:] + groups[:start]:
+            rates[group.side.name].append(group.rate())
+        say(f"repetition {repetition + 1} of {repetitions} done")
+    for group in groups:
+        group.close()
+    own = rates[sides[0].name]
+    return {
+        "rows": len(rows.labels),
+        "batch_size": rows.batch_size,
+        "tokens_per_row": float(_lengths(rows).mean()),
+        "precision": rows.precision,
+        "repetitions": repetitions,
+        "gflop_per_row": flops / 1e9,
+        "floor_rows_per_second": spread(floors),
+        "sides": [
+            {
+                "side": group.side.name,
+                "processes": group.processes,
+                "threads": group.threads,
+                "rows_per_second": spread(rates[group.side.name]),
+                "kit_is_times_as_fast": spread(ratios(own, rates[group.side.name])),
+                "part_of_floor": spread(ratios(rates[group.side.name], floors)),
+                "rates": rates[group.side.name],
+            }
+            for group in groups
+        ],
+    }
+
+
+def _lengths(rows: Rows) -> np.ndarray:
+    return Encoded.load(rows.tokens).lengths[: len(rows.labels)]
+
+
+def _flops_per_row(rows: Rows) -> float:
+    """Return the arithmetic of the encoder's matrices; attention's own products are left out."""
+    model = build_classifier(rows.model_folder, rows.classes)
+    weights = sum(
+        layer.weight.numel()
+        for layer in model.encoder.modules()
+        if isinstance(layer, torch.nn.Linear)
+    )
+    return FLOPS_PER_WEIGHT * weights * float(_lengths(rows).mean())
+
+
+def _table(figures: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            side["side"],
+            f"{side['processes']} x {side['threads']}",
+            f"{side['rows_per_second']['median']:.1f}",
+            f"{side['rows_per_second']['min']:.1f}-{side['rows_per_second']['max']:.1f}",
+            f"{side['kit_is_times_as_fast']['median']:.2f} x as fast",
+            f"{side['kit_is_times_as_fast']['min']:.2f}-{side['kit_is_times_as_fast']['max']:.2f}",
+            f"{side['part_of_floor']['median']:.0%}",
+        ]
+        for side in figures["sides"]
+    ]
+
+
+def _notes(figures: dict[str, Any]) -> list[str]:
+    floor = figures["floor_rows_per_second"]
+    return [
+        f"{figures['label']}; {figures['precision']}; {figures['rows']} rows in batches of "
+        f"{figures['batch_size']}, {figures['tokens_per_row']:.1f} tokens a row; "
+        f"{figures['repetitions']} interleaved repetitions, medians",
+        f"floor: {figures['gflop_per_row']:.2f} GFLOP a row at the measured matrix rate: "
+        f"{floor['median']:.0f} rows/s ({floor['min']:.0f}-{floor['max']:.0f})",
+    ]
+
+
+def _competition_rows(model: str, data: Path, count: int, folder: Path) -> tuple[str, dict]:
+    from competition_kit.data.competition import load_competition
+
+    source, competition = find_model(model), load_competition(data)
+    if count > len(competition.train):
+        raise InputError(
+            f"{competition.name} has {len(competition.train)} rows", remedy="use fewer --rows"
+        )
+    encoded = encode(load_tokenizer(source.folder), competition.train, source.max_length)
+    chosen = np.random.default_rng(0).permutation(len(encoded))[:count]
+    path = folder / "tokens.safetensors"
+    encoded.take(chosen).save(path)
+    return f"{source.short_name}, whole texts of {competition.name}", {
+        "tokens": path,
+        "labels": competition.targets[chosen],
+        "model_folder": source.folder,
+    }
+
+
+def _random_rows(shape: str, length: int, count: int, folder: Path) -> tuple[str, dict]:
+    kind, settings = SHAPES[shape]
+    torch.manual_seed(0)
+    encoder = random_encoder(kind, settings, positions=max(512, length))
+    encoder.save_pretrained(folder / "encoder")
+    generator = np.random.default_rng(0)
+    path = folder / "tokens.safetensors"
+    Encoded(
+        ids=random_tokens(generator, count * length),
+        type_ids=None,
+        starts=np.arange(count + 1, dtype=np.int64) * length,
+        truncated=0,
+        pad_id=int(encoder.config.pad_token_id or 0),
+    ).save(path)
+    labels = generator.integers(CLASSES, size=count)
+    labels[:CLASSES] = range(CLASSES)
+    return f"{shape} shape, random, {length} tokens", {
+        "tokens": path,
+        "labels": labels,
+        "model_folder": folder / "encoder",
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train",
+        description="Rows per second of plain training, the kit against its peers.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder or hub name")
+    parser.add_argument("--data", type=Path, default=DATA, help="competition folder with the texts")
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights and tokens instead")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a row, with --shape")
+    parser.add_argument("--rows", type=int, default=384, help="of one epoch")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows")
+    parser.add_argument("--device", help="cpu or cuda (else cuda where there is one)")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help=" ")
+    parser.add_argument("--workers", type=int, help="of the kit (else one per core, on CUDA one)")
+    parser.add_argument("--repetitions", type=int, default=5, help="interleaved")
+    parser.add_argument("--json", type=Path, help="where figures go (else benchmarks/results)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write; return the exit code."""
+    options = _parser().parse_args(arguments)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            if options.shape:
+                label, found = _random_rows(options.shape, options.length, options.rows, folder)
+            else:
+                if options.data == DATA and not DATA.is_dir():
+                    from competition_kit.data.prepare import prepare
+
+                    prepare(DATA.name, DATA.parent)
+                label, found = _competition_rows(options.model, options.data, options.rows, folder)
+            rows = Rows(
+                **found,
+                batch_size=options.batch_size,
+                device=device,
+                precision=options.precision,
+            )
+            figures = measure(
+                rows,
+                repetitions=options.repetitions,
+                workers=options.workers,
+                say=lambda line: print(line, file=sys.stderr),
+            )
+        except KitError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+    figures["label"] = label
+    facts = environment(torch.device(device))
+    path = options.json or result_path("train", facts)
+    publish(facts, HEADER, _table(figures), figures, path, _notes(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
