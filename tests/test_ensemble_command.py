@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +19,12 @@ from scipy.special import expit, softmax
 
 from competition_kit.cli import main
 from competition_kit.commands import ensemble
+from competition_kit.commands.ensemble_output import rule_lines
 from competition_kit.data.competition import Competition, load_competition
 from competition_kit.data.folds import Folds
+from competition_kit.errors import InputError
 from competition_kit.files import write_csv, write_json
+from competition_kit.harness.finished import check_finished
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.ensembling import METHODS
 from competition_kit.results.metrics import find_metric
@@ -226,12 +230,76 @@ def test_the_order_of_the_members_changes_no_byte(runs: list[str], tmp_path: Pat
 def test_one_run_alone_gives_its_own_score(
     toy: Competition, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = blend(runs[:1], tmp_path)
+    message = failed(capsys, *runs[:1], runs[0], "--out", str(tmp_path / "runs"))
+    assert "one member alone: there is nothing to blend" in message and "--apply-rule" in message
+    copy = shutil.copytree(runs[0], tmp_path / "copy")
+    message = failed(capsys, runs[0], str(copy), "--data", str(toy.folder))
+    assert "nothing to blend" in message
+    assert not list(tmp_path.glob("runs/*/ensemble-*"))
+
+
+def test_a_decision_rule_alone_may_be_put_on_one_run(
+    toy: Competition, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = blend(runs[:1], tmp_path, "--apply-rule")
+    assert folder.name == "ensemble-rule"
     alone = read_json(Path(runs[0]) / "metrics.json")["oof_of_mean"]
-    assert read_json(folder / "metrics.json")["oof_of_mean"] == alone
-    for name in ("test_predictions.csv", "submission.csv"):
-        assert (folder / name).read_bytes() == (Path(runs[0]) / name).read_bytes()
-    assert "there is nothing to blend" in capsys.readouterr().out
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["rule"]["without"] == alone
+    assert metrics["rule"]["applied"] is True
+    name = "test_predictions.csv"  # a later ensemble wants probabilities
+    assert (folder / name).read_bytes() == (Path(runs[0]) / name).read_bytes()
+    printed = capsys.readouterr().out
+    assert "1 member, 2 seeds, 60 rows, 5 folds" in printed
+    assert "class multipliers: " in printed and "; applied" in printed
+    assert "(chosen)" not in printed, "a table of blends says nothing of one run"
+
+
+def test_copies_of_a_member_are_told(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(runs[0], tmp_path / "copy")
+    blend([*runs[:2], str(copy)], tmp_path)
+    assert "copy holds the same oof.csv as a: it counts twice" in capsys.readouterr().err
+
+
+def test_an_ensemble_of_other_members_is_not_written_over(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = blend(runs, tmp_path, "--name", "final")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    where = ["--out", str(tmp_path / "runs"), "--name", "final"]
+    for others in (runs[:2], [*runs[:2], str(shutil.copytree(runs[2], tmp_path / "new"))]):
+        if "new" in others[-1]:  # another folder, and other predictions in it
+            table = read(Path(others[-1]) / "oof.csv")
+            write_csv(Path(others[-1]) / "oof.csv", table[table["seed"] == "0"])
+        message = failed(capsys, *others, *where)
+        assert "holds an ensemble of other members: 'a', 'b', 'c'" in message
+        assert "--replace" in message
+    assert {path: path.read_bytes() for path in before} == before
+    assert main(["ensemble", *runs[:2], *where, "--replace"]) == 0
+    assert "the ensemble of other members is replaced" in capsys.readouterr().err
+    assert len(read_json(folder / "config.json")["members"]) == 2
+
+
+def test_the_same_members_may_be_blended_again(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = blend(runs, tmp_path, "--name", "final")
+    before = {
+        name: (folder / name).read_bytes()
+        for name in ("oof.csv", "metrics.json", "submission.csv", "test_predictions.csv")
+    }
+    blend(runs[::-1], tmp_path, "--name", "final")
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    capsys.readouterr()
+    blend(runs, tmp_path, "--name", "final", "--method", "geometric")
+    assert "was made by mean before" in capsys.readouterr().err
+    table = read(Path(runs[0]) / "oof.csv")  # the same run with one seed less
+    write_csv(Path(runs[0]) / "oof.csv", table[table["seed"] == "0"])
+    blend(runs, tmp_path, "--name", "final")
+    moved = shutil.copytree(Path(runs[0]).parent, tmp_path / "moved")  # the same files elsewhere
+    blend([str(moved / name) for name in "abc"], tmp_path, "--name", "final")
 
 
 def test_every_method_makes_its_own_submission(runs: list[str], tmp_path: Path) -> None:
@@ -254,8 +322,13 @@ def test_a_rule_is_applied_to_the_submission_alone(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = blend(runs, tmp_path / "plain")
+    capsys.readouterr()
     ruled = blend(runs, tmp_path / "ruled", "--apply-rule")
-    assert "; applied; on all rows: bad" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"^class multipliers: .*; applied$", printed, re.MULTILINE)
+    assert re.search(r"^  class +multiplier$", printed, re.MULTILINE)
+    for name in ("bad", "good", "so-so"):
+        assert re.search(rf"^  {name} +\d\.\d{{3}}$", printed, re.MULTILINE)
     for name in ("oof.csv", "test_predictions.csv"):  # a later ensemble wants probabilities
         assert (plain / name).read_bytes() == (ruled / name).read_bytes()
     metrics = read_json(ruled / "metrics.json")
@@ -284,9 +357,10 @@ def test_the_report_holds_everything_and_runs_nothing(
 def test_the_report_of_one_run_alone_has_no_pictures(
     runs: list[str], tmp_path: Path, everything: None
 ) -> None:
-    page = (blend(runs[:1], tmp_path) / "report.html").read_text(encoding="utf-8")
+    folder = blend(runs[:1], tmp_path, "--apply-rule")
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert "<svg" not in page
-    assert "there is nothing to blend" in page
+    assert "nothing is blended" in page
 
 
 @pytest.mark.parametrize(
@@ -387,6 +461,61 @@ def test_without_test_rows_there_is_no_submission(
     assert "no test rows" in capsys.readouterr().out
 
 
+# -- what is said of a rule --------------------------------------------------------------------
+
+
+def rule_of(settings: dict[str, float], **changed: Any) -> dict[str, Any]:
+    """Return a decision rule as metrics.json has it."""
+    gain = {"delta": 0.0125, "low": -0.01, "high": 0.035}
+    rule = {
+        "name": "thresholds",
+        "applied": False,
+        "columns": ["label", "threshold"],
+        "neutral": 0.5,
+        "settings": settings,
+        "unchanged": False,
+        "changed_rows": 31,
+        "score": 0.7625,
+        "without": 0.75,
+        "gain": gain,
+        "in_sample_gain": 0.02,
+    }
+    return rule | changed
+
+
+def test_a_rule_is_printed_label_by_label() -> None:
+    assert rule_lines(rule_of({"0": 0.3823, "1": 0.5}), 800) == [
+        "thresholds: 0.7500 -> 0.7625 cross-fitted (+0.0125 [-0.0100, +0.0350]; in sample +0.0200); "
+        "not applied",
+        "  label        threshold\n  ----------------------\n"
+        "  0                0.382\n  1      0.500 unchanged",
+        "  fitted on all rows; 31 of 800 rows are decided otherwise",
+    ]
+
+
+def test_a_rule_of_one_number_needs_no_table() -> None:
+    rule = rule_of({"temperature": 0.87312}, name="temperature", neutral=1.0, changed_rows=0)
+    assert rule_lines(rule, 800)[1:] == ["  fitted on all rows: temperature 0.873"]
+
+
+def test_a_rule_that_is_unchanged_says_so() -> None:
+    rule = rule_of({"a": 0.5}, unchanged=True, changed_rows=0)
+    assert rule_lines(rule, 800)[1:] == [
+        "  unchanged: on all rows no thresholds beat the plain decision"
+    ]
+    (said,) = rule_lines(rule | {"applied": True}, 800)[1:]
+    assert said.endswith("beat the plain decision, so the submission has none")
+
+
+def test_of_many_classes_those_that_change_most_are_printed() -> None:
+    settings = {f"c{number}": 0.5 + number / 100 for number in range(30)}
+    _, table, more, _ = rule_lines(rule_of(settings), 800)
+    assert [line.split()[0] for line in table.splitlines()[2:]] == [
+        f"c{number}" for number in range(29, 17, -1)
+    ]
+    assert more == "  and 18 more: metrics.json"
+
+
 # -- members -----------------------------------------------------------------------------------
 
 
@@ -455,6 +584,25 @@ def test_a_run_of_other_texts_is_told(
 
 
 # -- refusals ----------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_not_finished_is_refused_with_the_kits_one_sentence(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = shutil.copytree(runs[0], tmp_path / "half")
+    config = {"arm": {}, "seeds": [0, 1], "command": "python run_cv.py --seeds 0 1"}
+    write_json(half / "config.json", config)
+    (half / "metrics.json").unlink()
+    oof = read(half / "oof.csv")
+    write_csv(half / "folds.csv", oof[oof["seed"] == "0"][["id", "fold"]])
+    write_json(half / "cells" / "seed0-fold0" / "metrics.json", {})
+    with pytest.raises(InputError) as said:
+        check_finished(RunFolder(half))
+    assert str(said.value) in failed(capsys, str(half))
+    assert str(said.value) == (
+        f"{half}: the run is not finished: 9 of 10 cells are missing, for instance seed0-fold1; "
+        "run its command again, it goes on from where it was: python run_cv.py --seeds 0 1"
+    )
 
 
 def test_other_folds_are_refused_and_the_rows_named(

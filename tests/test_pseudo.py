@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,11 @@ import pytest
 import torch
 from scipy.special import expit, softmax
 
+from competition_kit.approach import Approach
 from competition_kit.cli import main
+from competition_kit.commands.setup import set_up_again
+from competition_kit.harness.pseudo_labels import Choice, advice, make_pseudo_labels
+from competition_kit.harness.run_folder import RunFolder
 
 QUICK = ["--epochs", "2", "--folds", "3", "--workers", "1", "--lr", "1e-3", "--device", "cpu"]
 
@@ -148,10 +155,12 @@ def test_what_cannot_be_done_is_one_line(
         pseudo(folder, *arguments, code=2)
         return capsys.readouterr().err.strip().splitlines()[-1]
 
-    assert "no test row reaches --threshold 0.9999" in refused(run, "--threshold", "0.9999")
+    message = refused(run, "--threshold", "0.9999")
+    assert "no test row reaches --threshold 0.9999" in message
+    assert "of 20 rows 0.5 gives " in message
     assert "no finished run" in refused(run.parent)
-    pseudo(run, "--threshold", "0.34")
-    capsys.readouterr()
+    pseudo(run, "--threshold", "0.2")  # every row reaches it
+    assert re.search(r"nearly all of them .* of 20 rows 0\.5 gives \d+", capsys.readouterr().err)
     assert "itself trained on pseudo-labels" in refused(found(run))
     data = Path(config(run)["competition_folder"])
     train = pd.read_csv(data / "train.csv", dtype=str)
@@ -160,3 +169,59 @@ def test_what_cannot_be_done_is_one_line(
     assert "no longer those of the run" in refused(run, "--threshold", "0.34")
     data.rename(data.with_name("moved"))
     assert "no such folder" in refused(run)
+    shutil.rmtree(run / "cells" / "seed1-fold2")
+    message = refused(run)
+    assert "the run is not finished: 1 of 6 cells are missing, for instance seed1-fold2" in message
+
+
+def choices(*given: tuple[float, int, float]) -> list[Choice]:
+    return [Choice(*one) for one in given]
+
+
+def test_a_threshold_that_sorts_rows_needs_no_advice():
+    assert advice(choices((0.8, 60, 0.9), (0.9, 5, 0.95)), 0.9, 100) == ""
+    assert advice(choices((0.5, 100, 0.7), (0.8, 95, 0.9)), 0.8, 100) == ""
+
+
+def test_advice_on_few_rows_is_the_highest_threshold_that_keeps_a_tenth():
+    given = choices((0.5, 90, 0.8), (0.7, 40, 0.91), (0.8, 10, 0.95), (0.9, 9, 1.0), (0.95, 4, 1.0))
+    said = advice(given, 0.95, 100)
+    assert said == (
+        "of 100 rows 0.5 gives 90 (80% right), 0.7 gives 40 (91% right), 0.8 gives 10 (95% right), "
+        "0.9 gives 9 (100% right) (right: of such training rows, out of fold); try --threshold 0.8"
+    )
+
+
+def test_advice_on_nearly_all_rows_is_the_lowest_threshold_that_sorts_some_out():
+    given = choices((0.5, 100, 0.8), (0.8, 96, 0.9), (0.9, 90, 0.92), (0.99, 20, 0.95))
+    assert advice(given, 0.5, 100).endswith("try --threshold 0.9")
+
+
+def test_advice_where_no_threshold_will_do():
+    unsure = choices((0.5, 2, 0.4), (0.9, 0, math.nan))
+    said = advice(unsure, 0.9, 100)
+    assert "0.5 gives 2 (40% right)" in said and said.endswith("train them longer")
+    blunt = choices((0.2, 100, 0.4), (0.5, 2, 0.4), (0.9, 0, math.nan))
+    said = advice(blunt, 0.2, 100)
+    assert "0.9 gives 0 (right:" in said and said.endswith("train them longer")
+    sure = choices((0.5, 100, 0.9), (0.99, 99, 0.9))
+    assert advice(sure, 0.5, 100).endswith("no threshold sorts any out")
+
+
+def test_advice_counts_rows_and_what_was_right(make_run: Callable[..., Path]):
+    """As read from the run's own files."""
+    run = make_run()
+    settings = config(run)
+    setup = set_up_again(RunFolder(run), settings, data=None, device="cpu")
+    plan = setup.plan(Approach.of("none", ""), (0, 1))
+    found = {c.threshold: c for c in make_pseudo_labels(plan, 0.35).choices}
+    assert list(found) == [0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
+    fewest = min((fold_probabilities(run, fold).max(axis=1) >= 0.35).sum() for fold in range(3))
+    assert found[0.35].rows == fewest
+    oof = pd.read_csv(run / "oof.csv", dtype={"label": str})
+    names = [f"p_{name}" for name in settings["classes"]]
+    mean = oof.groupby("id", sort=False)[names].mean().to_numpy()
+    truth = oof.drop_duplicates("id")["label"].to_numpy()
+    reached = mean.max(axis=1) >= 0.35
+    right = np.array(settings["classes"])[mean.argmax(axis=1)] == truth
+    assert found[0.35].right == pytest.approx(right[reached].mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -99,8 +100,39 @@ def test_without_a_sample_it_says_what_is_not_checked(
 def test_a_file_of_no_known_competition(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "s.csv").write_text("id,label\n", encoding="utf-8")
     assert "say it: --data" in failed(["check", str(tmp_path / "s.csv")], capsys)
-    missing = failed(["check", str(tmp_path / "t.csv"), "--data", str(tmp_path)], capsys)
+    missing = failed(["check", str(tmp_path / "s.csv"), "--data", str(tmp_path)], capsys)
     assert "train.csv: no such file" in missing
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty file: nothing is in it; write a header and one row for each id"),
+        (b"id,label\n", "no rows: nothing stands below the header; hand in one row for each of"),
+        (bytes(range(256)), "no text file: this is binary data"),
+        (b"PK\x03\x04...", "no text file: this is a zip archive or an Excel workbook; unpack it"),
+    ],
+)
+def test_a_file_with_nothing_to_check_is_one_clear_line(
+    content: bytes, said: str, run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert main(["check", str(path), "--data", str(data_of(run))]) == 2
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"error: {path}: {said}")
+    assert last == f"{path}: 1 error"
+
+
+def test_what_is_no_file_is_said_before_its_competition_is_looked_for(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for more in ([], ["--data", str(data_of(run))]):
+        assert "is a folder; give " in failed(["check", str(tmp_path), *more], capsys)
+        assert "no such file" in failed(["check", str(tmp_path / "none"), *more], capsys)
+        assert "a device or a pipe" in failed(["check", os.devnull, *more], capsys)
+    assert f"give {run / 'submission.csv'}" in failed(["check", str(run)], capsys)
 
 
 # -- predict --------------------------------------------------------------------------------------
@@ -120,8 +152,9 @@ def test_new_rows_are_predicted_without_network(run: Path, tmp_path: Path, capsy
 
 def test_predict_refuses_to_overwrite_its_input(run: Path, capsys: Capture) -> None:
     path = str(data_of(run) / "test.csv")
-    arguments = ["predict", str(run), "--input", path, "--output", path]
-    assert "would overwrite --input" in failed(arguments, capsys)
+    arguments = ["predict", str(run), "--input", path, "--output"]
+    assert "would overwrite --input" in failed([*arguments, path], capsys)
+    assert "--output is a folder; name a file" in failed([*arguments, str(run)], capsys)
 
 
 @pytest.mark.parametrize("command", ["predict", "export"])
@@ -132,6 +165,20 @@ def test_a_run_without_models_is_answered_with_a_command(
     more = ["--input", "x.csv"] if command == "predict" else ["--to", "x"]
     message = failed([command, str(copied), *more], capsys)
     assert "1 of 2 models were not kept" in message and "--save-models" in message
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "record", "report"])
+def test_an_unfinished_run_is_answered_with_one_sentence(
+    command: str, copied: Path, capsys: Capture
+) -> None:
+    (copied / "metrics.json").unlink()
+    shutil.rmtree(copied / "cells" / "seed0-fold1")
+    more = {"predict": ["--input", "x.csv"], "export": ["--to", "x"], "record": ["--public", "1"]}
+    made_by = json.loads((copied / "config.json").read_text(encoding="utf-8"))["command"]
+    assert failed([command, str(copied), *more.get(command, [])], capsys) == (
+        f"error: {copied}: the run is not finished: 1 of 2 cells are missing, for instance "
+        f"seed0-fold1; run its command again, it goes on from where it was: {made_by}"
+    )
 
 
 # -- export ---------------------------------------------------------------------------------------
@@ -177,6 +224,8 @@ def test_scores_are_recorded_and_listed(copied: Path, capsys: Capture) -> None:
         ([], "no score is given"),
         (["--public", "nan"], "nan is no score"),
         (["--private", "inf"], "inf is no score"),
+        (["--public", "84.2"], "outside the range of macro_f1, the run's metric (0 to 1), did you"),
+        (["--public", "-0.5"], "did you mean 0.5?"),
     ],
 )
 def test_what_is_no_score_is_refused(

@@ -30,10 +30,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    data = options.data or _data_of_run(options.file)
     from competition_kit.data.competition import load_competition
     from competition_kit.results.submission_check import check_file
+    from competition_kit.results.submission_file import require_file
 
+    require_file(options.file)
+    data = options.data or _data_of_run(options.file)
     competition = load_competition(data)
     for line in competition.inferred:
         if line.startswith(("id", "label", "submission")):

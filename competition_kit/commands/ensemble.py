@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from competition_kit.commands.ensemble_output import print_outcome
 from competition_kit.errors import InputError, examples
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from competition_kit.data.folds import Folds
     from competition_kit.harness.run_folder import RunFolder
     from competition_kit.results.decision_rules import RuleKind
-    from competition_kit.results.ensemble_outcome import EnsembleOutcome
     from competition_kit.results.members import Candidates, Member
     from competition_kit.results.metrics import Metric
 
@@ -58,12 +58,21 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     ensemble.add_argument(
         "--method", choices=METHODS, default="mean", help="makes the submission (default: mean)"
     )
-    ensemble.add_argument("--name", help="of the folder: ensemble-NAME (default: the method)")
+    ensemble.add_argument(
+        "--name",
+        help="of the folder: ensemble-NAME (default: the method; 'rule' for one run alone)",
+    )
+    ensemble.add_argument(
+        "--replace",
+        action="store_true",
+        help="write over an earlier ensemble of this name that was made of other members",
+    )
     ensemble.add_argument(
         "--apply-rule",
         action="store_true",
         help="make the submission with the fitted decision rule that suits the metric: thresholds, "
-        "class multipliers, cut points or temperature (its gain is always shown)",
+        "class multipliers, cut points or temperature (its gain is always shown); with this, one "
+        "run alone will do",
     )
     ensemble.add_argument(
         "--include-ensembles",
@@ -89,8 +98,8 @@ def run(options: argparse.Namespace) -> int:
     _say_skipped(candidates)
     paths = list(candidates.folders.values())
     data = options.data or _one_of(paths, "config.json", "competition_folder", "--data")
-    name = options.metric or _one_of(paths, "metrics.json", "metric", "--metric", None)
-    competition = load_competition(Path(data), metric=name)
+    wanted = options.metric or _one_of(paths, "metrics.json", "metric", "--metric", None)
+    competition = load_competition(Path(data), metric=wanted)
     metric = find_metric(competition.rules.metric, competition.multi_label)
     kind = suitable_rule(metric, competition.multi_label)
     if options.apply_rule and kind is None:
@@ -98,9 +107,8 @@ def run(options: argparse.Namespace) -> int:
             f"no decision rule can change {metric.name}: it looks at the order of rows alone",
             remedy="leave --apply-rule out",
         )
-    folder = RunFolder(
-        options.out / competition.name / f"ensemble-{slug(options.name or options.method)}"
-    )
+    name = options.name or ("rule" if len(paths) == 1 else options.method)
+    folder = RunFolder(options.out / competition.name / f"ensemble-{slug(name)}")
     if folder.path.resolve() in {path.resolve() for path in paths}:
         raise InputError(
             "is a member and the ensemble itself", file=folder.path, remedy="give another --name"
@@ -108,9 +116,11 @@ def run(options: argparse.Namespace) -> int:
     # in the order of their names: the order on the command line must not matter
     found = sorted(candidates.folders.items())
     members = [read_member(name, path, competition) for name, path in found]
+    _check_distinct(members, options.apply_rule)
     folds = shared_folds(members, competition)
     _warn(members, competition, metric, options.method)
     with folder.locked():
+        _check_earlier(folder, members, options)
         return _blend(options, competition, metric, kind, members, folds, folder)
 
 
@@ -124,19 +134,13 @@ def _blend(
     folder: RunFolder,
 ) -> int:
     import numpy as np
-    from tqdm import tqdm
 
+    from competition_kit.progress import bar_of_unknown_length
     from competition_kit.results.ensemble_files import ensemble_config, write_ensemble
     from competition_kit.results.ensemble_outcome import blend_members
     from competition_kit.results.objective import Objective
 
-    steps = len(METHODS) + 1 + (kind is not None)
-    with tqdm(total=steps, disable=None, leave=False, bar_format="{desc} {bar:20}") as bar:
-
-        def on_step(step: str) -> None:
-            bar.set_description_str(step)
-            bar.update()
-
+    with bar_of_unknown_length("blending") as on_step:
         outcome = blend_members(
             np.stack([member.oof for member in members]),
             Objective.of(competition, folds, metric),
@@ -154,8 +158,56 @@ def _blend(
         provenance=_provenance(),
     )
     write_ensemble(folder, competition, folds, members, outcome, config)
-    _print_outcome(competition, members, outcome, folder, _write_report(folder))
+    print_outcome(competition, folds, folder, _write_report(folder))
     return 0
+
+
+def _check_distinct(members: Sequence[Member], apply_rule: bool) -> None:
+    """Refuse a blend of one member, and say which members are the same.
+
+    A decision rule on one run is a sensible use, so `--apply-rule` allows it.
+    """
+    first: dict[str, Member] = {}
+    for member in members:
+        twin = first.setdefault(member.oof_hash, member)
+        if twin is not member:
+            log.warning("%s holds the same oof.csv as %s: it counts twice", member.name, twin.name)
+    if len(first) == 1 and not apply_rule:
+        raise InputError(
+            "one member alone: there is nothing to blend",
+            file=members[0].folder,
+            remedy="give two finished runs or more, or say --apply-rule to make its submission "
+            "with a fitted decision rule",
+        )
+
+
+def _check_earlier(
+    folder: RunFolder, members: Sequence[Member], options: argparse.Namespace
+) -> None:
+    """Refuse to write over an ensemble of other members, unless `--replace` is given."""
+    from competition_kit.files import read_json
+
+    if not folder.config.is_file():
+        return
+    earlier = read_json(folder.config)
+    before = {(member["folder"], member["oof_sha256"]) for member in earlier.get("members", ())}
+    now = {(str(member.folder.resolve()), member.oof_hash) for member in members}
+    # the same folders, with more seeds perhaps; or the same predictions, moved elsewhere
+    same = any({x[part] for x in before} == {x[part] for x in now} for part in (0, 1))
+    if not same and not options.replace:
+        raise InputError(
+            f"holds an ensemble of other members: {_listed(earlier.get('members', ()))}",
+            file=folder.path,
+            remedy="give another --name, or say --replace to write over it",
+        )
+    if not same:
+        log.warning("%s: the ensemble of other members is replaced", folder.path)
+    elif earlier.get("method") != options.method:
+        log.info("%s: was made by %s before", folder.path, earlier.get("method"))
+
+
+def _listed(members: Sequence[dict[str, Any]]) -> str:
+    return examples([member["name"] for member in members], 6) or "none"
 
 
 def _provenance() -> dict[str, Any]:
@@ -236,96 +288,3 @@ def _write_report(folder: RunFolder) -> Path | None:
     except ModuleNotFoundError as error:
         log.warning("no report.html: %s is missing; pip install %s", error.name, error.name)
         return None
-
-
-def _print_outcome(
-    competition: Competition,
-    members: Sequence[Member],
-    outcome: EnsembleOutcome,
-    folder: RunFolder,
-    report: Path | None,
-) -> None:
-    from competition_kit.files import read_json
-    from competition_kit.results.tables import text_table
-
-    metrics = read_json(folder.metrics)
-    direction = "" if metrics["greater_is_better"] else ", lower is better"
-    seeds = sum(member.seeds for member in members)
-    print(
-        f"\n{competition.name}: {metrics['metric']}{direction}; {len(members)} members, {seeds} "
-        f"seeds, {len(competition.train)} rows, {len(outcome.chosen.fold_scores)} folds"
-    )
-    header = ["method", "OOF", "in sample", "optimism", "over mean", "95 % interval"]
-    print(text_table(header, [_method_row(row, metrics) for row in metrics["methods"]]))
-    print("  OOF: cross-fitted, each fold blended by what was fitted on the other folds")
-    header = ["member", "seeds", "OOF", "greedy", "weights", "error corr.", "adds"]
-    weights = {row["name"]: row["weights"] for row in metrics["methods"]}
-    rows = [
-        [
-            member["name"],
-            str(member["seeds"]),
-            _score(member["score"]),
-            *(f"{weights[name][number]:.2f}" for name in ("greedy", "weights")),
-            _score(member["error_correlation"]),
-            _signed(member["adds"]),
-        ]
-        for number, member in enumerate(metrics["members"])
-    ]
-    print("\n" + text_table(header, rows))
-    print(
-        f"  adds: what {metrics['method']} loses without the member; error corr.: with the others"
-    )
-    print()
-    if (rule := metrics["rule"]) is not None:
-        print(_rule_line(rule))
-    for sentence in metrics["conclusions"]:
-        print(sentence)
-    if rule is not None and rule["applied"] and (rule["gain"]["delta"] or 0) <= 0:
-        log.warning("the decision rule gains nothing on rows that it was not fitted on")
-    if not len(competition.test):
-        print("the competition has no test rows: there is no submission")
-    print("written:")
-    for path in (folder.oof, folder.test_predictions, folder.submission, folder.metrics, report):
-        if path is not None and path.is_file():
-            print(f"  {path}")
-
-
-def _method_row(row: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
-    found = row["over_mean"]
-    name = f"{row['name']} (chosen)" if row["name"] == metrics["method"] else row["name"]
-    optimism = _gain(row["in_sample"], row["score"], metrics["greater_is_better"])
-    fitted = [_score(row["in_sample"]), _signed(optimism)] if row["learns"] else ["", ""]
-    compared = ["", ""] if row["name"] == "mean" else [_signed(found["delta"]), _between(found)]
-    return [name, _score(row["score"]), *fitted, *compared]
-
-
-def _rule_line(rule: dict[str, Any]) -> str:
-    settings = ", ".join(f"{name} {value:.3g}" for name, value in rule["settings"].items())
-    return (
-        f"{rule['name']}: {_score(rule['without'])} -> {_score(rule['score'])} cross-fitted "
-        f"({_signed(rule['gain']['delta'])} {_between(rule['gain'])}; in sample "
-        f"{_signed(rule['in_sample_gain'])}); {'applied' if rule['applied'] else 'not applied'}; "
-        f"on all rows: {settings}"
-    )
-
-
-def _gain(score: float | None, than: float | None, greater_is_better: bool) -> float | None:
-    if score is None or than is None:
-        return None
-    return score - than if greater_is_better else than - score
-
-
-def _score(value: float | None) -> str:
-    from competition_kit.results.tables import score_text
-
-    return score_text(value)
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{round(value, 4) + 0.0:+.4f}"
-
-
-def _between(found: dict[str, Any]) -> str:
-    if found["low"] is None:
-        return "no interval"
-    return f"[{_signed(found['low'])}, {_signed(found['high'])}]"

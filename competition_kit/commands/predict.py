@@ -47,11 +47,14 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(
             "--output would overwrite --input", file=options.output, remedy="name another file"
         )
+    if options.output.is_dir():
+        raise InputError("--output is a folder", file=options.output, remedy="name a file in it")
     os.environ["HF_HUB_OFFLINE"] = (
         "1"  # before transformers is imported: all that is needed is here
     )
+    from competition_kit.data.competition import read_rows
     from competition_kit.files import write_csv
-    from competition_kit.harness.prediction import predict_rows, prediction_table, read_rows
+    from competition_kit.harness.prediction import predict_rows, prediction_table
     from competition_kit.progress import bar_of_unknown_length
 
     rows = read_rows(options.input, stored.rules)

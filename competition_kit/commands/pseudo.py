@@ -41,14 +41,19 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     started = time.monotonic()
-    folder = finished_run(options.folder)
+    folder = finished_run(options.folder, cells=True)
 
     from competition_kit.approach import Approach
     from competition_kit.commands.compare import print_comparison
     from competition_kit.commands.cv import run_plan
     from competition_kit.commands.setup import set_up_again
     from competition_kit.files import read_json, write_csv
-    from competition_kit.harness.pseudo_labels import make_pseudo_labels, with_pseudo_labels
+    from competition_kit.harness.finished import run_cells
+    from competition_kit.harness.pseudo_labels import (
+        advice,
+        make_pseudo_labels,
+        with_pseudo_labels,
+    )
 
     config = read_json(folder.config)
     if "arm" not in config:
@@ -65,23 +70,28 @@ def run(options: argparse.Namespace) -> int:
         )
     setup = set_up_again(folder, config, data=options.data, device=options.device)
     approach = Approach.of(config["arm"]["strategy"], config["arm"]["tricks"])
-    plan = setup.plan(approach, tuple(config["seeds"]))
+    seeds = dict.fromkeys(cell.seed for cell in run_cells(read_json(folder.metrics)))
+    plan = setup.plan(approach, tuple(seeds))
     if plan.arm.hash != config["arm_hash"]:
         raise InputError(
             "data, encoder or kit are no longer those of the run",
             file=options.folder,
             remedy="run its command (config.json has it) again, then this one",
         )
-    labels = make_pseudo_labels(plan, options.threshold)
+    labels, rows = make_pseudo_labels(plan, options.threshold), len(setup.competition.test)
     kept = [len(fold.rows) for fold in labels.folds]
     log.info(
         "%d to %d of %d test rows are labelled with at least %g, from models that did not see "
         "the fold; their texts are trained on, so a held-out score on them is of seen texts",
         min(kept),
         max(kept),
-        len(setup.competition.test),
+        rows,
         options.threshold,
     )
+    if said := advice(labels.choices, options.threshold, rows):
+        log.warning(
+            "%s of them are labelled: %s", "few" if min(kept) < rows / 2 else "nearly all", said
+        )
     if not setup.competition.multi_label:
         for name, extra in zip(plan.folds.names, labels.folds, strict=True):
             found = {setup.competition.classes[label] for label in extra.labels}
@@ -91,6 +101,9 @@ def run(options: argparse.Namespace) -> int:
     again = with_pseudo_labels(plan, labels)
     again.folder.path.mkdir(parents=True, exist_ok=True)
     write_csv(again.folder.path / "pseudo_labels.csv", labels.table(plan))
+    # computed as the run was, so that the delta is one of the labels alone
+    options.no_fast_paths = not config["placement"].get("fast_paths", True)
+    options.deterministic = config["placement"].get("deterministic", False)
     run_plan(setup, again, options, started)
     print(f"  {again.folder.path / 'pseudo_labels.csv'}")
     print_comparison(again.folder.path, folder.path, rope=0.0)

@@ -15,7 +15,7 @@ from competition_kit.data.tables import FIRST_ROW, find_table, read_table
 from competition_kit.errors import InputError, did_you_mean, examples, shown
 from competition_kit.files import hash_bytes, hash_json
 
-__all__ = ["Competition", "Rows", "encode_labels", "load_competition", "slug"]
+__all__ = ["Competition", "Rows", "encode_labels", "load_competition", "read_rows", "slug"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,25 @@ def load_competition(
         data_hash=_data_hash(rules, classes, train_rows, targets, test_rows),
         inferred=tuple(inferred),
     )
+
+
+def read_rows(path: Path, rules: Rules) -> Rows:
+    """Read the ids and texts of another file that has the columns of the test file.
+
+    Raises:
+        InputError: if a column is missing, an id is missing or repeated, or a text is empty.
+    """
+    table = read_table(path, rules.encoding)
+    header = [str(name) for name in table.columns]
+    missing = [name for name in (rules.id, *rules.text) if name not in header]
+    if missing:
+        raise InputError(
+            f"no column {missing[0]!r}{did_you_mean(missing[0], header)}",
+            file=path,
+            remedy=f"it needs the columns {examples([rules.id, *rules.text])}, as the test file "
+            "has them",
+        )
+    return _rows(table, rules, path)
 
 
 def _check_rules(rules: Rules, toml: Path) -> None:

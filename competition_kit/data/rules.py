@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -244,10 +245,12 @@ def infer_rules(
         elif found := next((name for name in LABEL_NAMES if name in only_train), None):
             settle("label", (found,), "name")
         else:
+            flags = [name for name in only_train if _holds_flags(train[name])]
+            line = f"label = {_toml(flags)}" if flags else 'label = "..."'
             raise InputError(
                 f"no label column found among {examples(columns, 8)}",
                 file=folder,
-                remedy=f'{hint}: label = "..."',
+                remedy=f"{hint}: {line}",
             )
     if "task" not in values:
         many = len(values["label"]) > 1 or "label_separator" in values
@@ -334,7 +337,12 @@ def _looks_numeric(column: pd.Series) -> bool:
     )
 
 
+def _holds_flags(column: pd.Series) -> bool:
+    """Return whether there is nothing but 0 and 1, as in the label columns of a multi-label task."""
+    found = {str(value).strip() for value in column}
+    return bool(found) and found <= {"0", "1"}
+
+
 def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(f'"{item}"' for item in value) + "]"
-    return f'"{value}"'
+    """Return a text, or a list of them, as TOML writes it: the same escapes as JSON."""
+    return json.dumps(value, ensure_ascii=False)

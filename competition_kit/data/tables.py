@@ -12,11 +12,17 @@ import pandas as pd
 
 from competition_kit.errors import InputError, examples, shown
 
-__all__ = ["decode", "find_table", "read_table"]
+__all__ = ["decode", "find_table", "no_table", "read_table"]
 
 log = logging.getLogger(__name__)
 
 FIRST_ROW = 2  # a spreadsheet shows the first data row as row 2, the header being row 1
+SIGNATURES = {  # first bytes -> what the file is, what to do
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save it as CSV"),
+    b"\x1f\x8b": ("a gzip archive", "unpack it"),
+    b"PAR1\x15": ("a Parquet file", "save its table as CSV"),
+    b"\xd0\xcf\x11\xe0": ("an Excel workbook", "save its table as CSV"),
+}
 
 
 def find_table(folder: Path, stem: str) -> Path | None:
@@ -35,12 +41,20 @@ def find_table(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
+def no_table(raw: bytes) -> tuple[str, str] | None:
+    """Return what a file is that can be no CSV, by its first bytes, and what to do with it."""
+    return next((found for start, found in SIGNATURES.items() if raw.startswith(start)), None)
+
+
 def decode(raw: bytes, path: Path, encoding: str | None = None) -> str:
     """Decode a table's bytes: as told, else by BOM, else UTF-8, else GB18030 if it looks Chinese.
 
     Raises:
-        InputError: if the bytes are not in that encoding (names the row and the byte).
+        InputError: if the bytes are not in that encoding (names the row and the byte), or are no
+            text at all.
     """
+    if (other := no_table(raw)) is not None:
+        raise InputError(f"is {other[0]}, no CSV file", file=path, remedy=other[1])
     if encoding is None and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     try:
@@ -111,7 +125,10 @@ def read_table(path: Path, encoding: str | None = None) -> pd.DataFrame:
         InputError: if the file is missing or empty, does not parse, or its header repeats a name.
     """
     if not path.is_file():
-        raise InputError("no such file", file=path, remedy="check the folder's name")
+        problem = "no such file"
+        if path.exists():
+            problem = "is a folder" if path.is_dir() else "is no file on a disk"
+        raise InputError(problem, file=path, remedy="give a CSV or TSV file")
     text = decode(path.read_bytes(), path, encoding)
     csv.field_size_limit(2**31 - 1)  # long texts are texts
     reader = csv.reader(

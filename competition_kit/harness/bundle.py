@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from competition_kit import __version__
 from competition_kit.data.competition import Competition, Rows
-from competition_kit.data.tables import read_table
+from competition_kit.data.tables import find_table, read_table
 from competition_kit.errors import InputError, KitError
 from competition_kit.files import read_json, write_csv, write_json
 from competition_kit.harness.stored_run import FoldModel, StoredRun
@@ -64,10 +65,11 @@ Weights: {weights}. Trained with torch {torch}, transformers {transformers}.
 Self-test, in a fresh process without network: {said}.
 """
 
-# A process that hands out no connection and none of the run's files, then runs the script.
+# A process that hands out no connection and no original file, then runs the script.
 GUARD = """
-import os, runpy, sys
-run, bundle, script, *arguments = sys.argv[1:]
+import json, os, runpy, sys
+originals, bundle, script, *arguments = sys.argv[1:]
+originals = json.loads(originals)
 network = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
 
 def refuse(event, details):
@@ -75,8 +77,10 @@ def refuse(event, details):
         raise SystemExit(f"self-test: it asked for the network ({event})")
     if event == "open" and isinstance(details[0], str):
         path = os.path.realpath(details[0])
-        if path.startswith(run + os.sep) and not path.startswith(bundle + os.sep):
-            raise SystemExit(f"self-test: it opened a file of the run ({path})")
+        if path.startswith(bundle + os.sep):
+            return
+        if any(path == original or path.startswith(original + os.sep) for original in originals):
+            raise SystemExit(f"self-test: it opened an original file ({path})")
 
 sys.addaudithook(refuse)
 sys.modules["competition_kit"] = None
@@ -261,7 +265,7 @@ def _self_test(run: StoredRun, competition: Competition, bundle: Path, fp16: boo
             arguments += ["--sample", "sample.csv"]
         if not run.models[0].on_gpu:
             arguments += ["--device", "cpu"]
-        _run_guarded(run, bundle, arguments, place)
+        _run_guarded(run, _originals(run, competition), bundle, arguments, place)
         found = _read_probabilities(place / "probabilities.csv", part.test.ids)
         write_csv(place / "expected.csv", make_submission(part, found))
         if not read_table(place / "submission.csv").equals(read_table(place / "expected.csv")):
@@ -291,14 +295,25 @@ def _part(competition: Competition) -> Competition:
     return replace(competition, test=rows, sample=sample)
 
 
-def _run_guarded(run: StoredRun, bundle: Path, arguments: list[str], place: Path) -> None:
-    """Run the bundle's script where neither the network nor the run's own folder can be reached."""
-    paths = [run.folder.path, bundle, bundle / INFER.name]
+def _originals(run: StoredRun, competition: Competition) -> list[Path]:
+    """Return what a bundle must do without: the run's folder and the competition's files."""
+    stems = ("train", "test", "sample_submission")
+    tables = [find_table(competition.folder, stem) for stem in stems]
+    return [run.folder.path, *(path for path in tables if path is not None)]
+
+
+def _run_guarded(
+    run: StoredRun, originals: list[Path], bundle: Path, arguments: list[str], place: Path
+) -> None:
+    """Run the bundle's script where neither the network nor the originals can be reached."""
+    refused = json.dumps([str(path.resolve()) for path in originals])
+    script = str((bundle / INFER.name).resolve())
     done = subprocess.run(
-        [sys.executable, "-c", GUARD, *(str(path.resolve()) for path in paths), *arguments],
+        [sys.executable, "-c", GUARD, refused, str(bundle.resolve()), script, *arguments],
         cwd=place,
         env={
             **os.environ,
+            "HF_HOME": str(place / "hub"),  # nor what a hub has left on this disk
             "OMP_NUM_THREADS": str(run.models[0].threads),  # they decide the last digits
             "PYTHONDONTWRITEBYTECODE": "1",
         },

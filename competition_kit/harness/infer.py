@@ -106,6 +106,8 @@ def _parser(info: dict[str, Any]) -> argparse.ArgumentParser:
 
 def read_csv(path: Path, encoding: str) -> dict[str, list[str]]:
     """Return the columns of a CSV or TSV file; every value stays text."""
+    if not path.is_file():
+        sys.exit(f"error: {path}: no such file")
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding=encoding, newline="") as file:
         lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")

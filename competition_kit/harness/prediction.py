@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,59 +13,15 @@ from safetensors import SafetensorError
 
 from competition_kit.data.competition import Rows
 from competition_kit.data.encoding import encode
-from competition_kit.data.rules import Rules
-from competition_kit.data.tables import FIRST_ROW, read_table
-from competition_kit.errors import InputError, did_you_mean, examples, shown
+from competition_kit.errors import InputError
 from competition_kit.harness.stored_run import FoldModel, StoredRun
 from competition_kit.results.metrics import to_probabilities
 from competition_kit.training.fit import predict
 from competition_kit.training.model import Classifier, build_untrained, load_tokenizer
 
-__all__ = ["predict_rows", "prediction_table", "read_rows"]
+__all__ = ["predict_rows", "prediction_table"]
 
 log = logging.getLogger(__name__)
-
-
-def read_rows(path: Path, rules: Rules) -> Rows:
-    """Read the ids and texts of a file that has the columns of the competition's test file.
-
-    Raises:
-        InputError: if a column is missing, an id is repeated, or a text is empty.
-    """
-    table = read_table(path, rules.encoding)
-    header = [str(name) for name in table.columns]
-    missing = [name for name in (rules.id, *rules.text) if name not in header]
-    if missing:
-        raise InputError(
-            f"no column {missing[0]!r}{did_you_mean(missing[0], header)}",
-            file=path,
-            remedy=f"it needs the columns {examples([rules.id, *rules.text])}, as the run's test "
-            "file has them",
-        )
-    if not len(table):
-        raise InputError("has no rows below its header", file=path, remedy="add some")
-    ids = table[rules.id]
-    if ids.duplicated().any():
-        place = int(np.flatnonzero(ids.duplicated())[0])
-        raise InputError(
-            f"id {shown(ids[place])} was already used",
-            file=path,
-            row=place + FIRST_ROW,
-            column=rules.id,
-            remedy="ids must be unique: drop or rename one of the two",
-        )
-    for name in rules.text:
-        empty = np.flatnonzero(table[name].str.strip() == "")
-        if len(empty):
-            raise InputError(
-                f"the text is empty ({shown(table[name][empty[0]])})",
-                file=path,
-                row=int(empty[0]) + FIRST_ROW,
-                column=name,
-                remedy="fill it with a placeholder such as [EMPTY], or drop the row",
-            )
-    columns = [table[name].tolist() for name in rules.text]
-    return Rows(tuple(ids), tuple(zip(*columns, strict=True)))
 
 
 def predict_rows(
@@ -103,8 +58,16 @@ def predict_rows(
     model = build_untrained(run.folder.encoder, len(run.classes), pooling=run.pooling)
     place = _move(model, device or _device_of(run.models))
     # another device is another arithmetic: there it is fp32, whatever the run used
-    same = place.type == "cuda" if run.models[0].on_gpu else place.type == "cpu"
+    same = place.type == ("cuda" if run.models[0].on_gpu else "cpu")
     precision = run.precision if same else "fp32"
+    if not same:
+        log.info(
+            "trained on %s in %s, predicted on %s in fp32: the probabilities may differ a little "
+            "from the run's own",
+            "a GPU" if run.models[0].on_gpu else "the CPU",
+            run.precision,
+            place,
+        )
     total = np.zeros((len(rows), len(run.classes)))
     every = np.arange(len(rows))
     for done, stored in enumerate(run.models):

@@ -11,6 +11,7 @@ from competition_kit.data.rules import CVRules, Rules
 from competition_kit.errors import InputError
 from competition_kit.files import read_json
 from competition_kit.harness.cells import Cell
+from competition_kit.harness.finished import check_finished, run_cells
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.training.recipe import Pooling, Precision
 
@@ -63,28 +64,17 @@ def open_stored_run(path: Path) -> StoredRun:
         InputError: if it is no run, is not finished, or was made without `--save-models`.
     """
     folder = RunFolder(path)
-    if not folder.config.is_file():
-        raise InputError(
-            "is no run folder (no config.json)",
-            file=path,
-            remedy="give a folder such as runs/tweets/all-minilm-l6-v2-fgm-1a2b3c4d",
-        )
-    config = read_json(folder.config)
-    if "arm" not in config:
+    if folder.config.is_file() and "arm" not in read_json(folder.config):
         raise InputError(
             "has no models of its own",
             file=path,
             remedy="give the folder of one of the runs that it was made from",
         )
+    check_finished(folder, cells=True)
+    config, metrics = read_json(folder.config), read_json(folder.metrics)
     command = config.get("command") or "python run_cv.py --data ..."
-    if not folder.metrics.is_file():
-        raise InputError(
-            "the run is not finished (no metrics.json)",
-            file=path,
-            remedy=f"run its command again, it goes on from where it was: {command}",
-        )
     try:
-        return _stored_run(folder, config, read_json(folder.metrics), command)
+        return _stored_run(folder, config, run_cells(metrics), command)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"config.json or metrics.json lacks something ({error!r})",
@@ -94,19 +84,11 @@ def open_stored_run(path: Path) -> StoredRun:
 
 
 def _stored_run(
-    folder: RunFolder, config: dict[str, Any], metrics: dict[str, Any], command: str
+    folder: RunFolder, config: dict[str, Any], cells: list[Cell], command: str
 ) -> StoredRun:
-    arm, seeds = config["arm"], config["seeds"]
-    folds = len(metrics["cells"]) // len(seeds)
-    cells = [Cell(seed, fold) for seed in seeds for fold in range(folds)]
-    incomplete = [cell for cell in cells if not (folder.cell(cell) / "metrics.json").is_file()]
-    if incomplete:
-        raise InputError(
-            f"{len(incomplete)} of {len(cells)} cells are missing, for instance "
-            f"{incomplete[0].name}",
-            file=folder.path,
-            remedy=f"run its command again: {command}",
-        )
+    arm = config["arm"]
+    if not cells:
+        raise KeyError("cells")
     without = [cell for cell in cells if not folder.weights(cell).is_file()]
     if without:
         flag = "" if "--save-models" in shlex.split(command) else " --save-models"

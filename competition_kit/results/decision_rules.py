@@ -5,6 +5,7 @@ A rule is a function from probabilities to probabilities whose plain decision (`
 the rule's decision, so whatever takes probabilities (a metric, a submission) takes ruled ones, too.
 
 Fitting a rule looks at labels. `ensembling.cross_fitted` scores it on rows that it was not fitted on.
+What does not beat the plain decision even on the rows that it was fitted on is `Unchanged`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "RuleKind",
     "Temperature",
     "Thresholds",
+    "Unchanged",
     "suitable_rule",
 ]
 
@@ -35,6 +37,7 @@ CANDIDATES = 50  # values that are tried for one number, at quantiles of the row
 SWEEPS = 10  # over all numbers of a rule; most fits end after three
 SEPARABLE = ("macro_f1", "weighted_f1")  # sums over labels: each is best where its own F1 is
 TINY = 1e-12  # smaller probabilities have no logarithm worth keeping
+ROUNDING = 1e-12  # a score that is higher by no more is the same score
 
 
 class Rule(Protocol):
@@ -49,10 +52,34 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class RuleKind:
-    """A kind of rule and how it is fitted: `fit(probabilities [n, C], objective on these rows)`."""
+    """A kind of rule and how it is fitted: `fit(probabilities [n, C], objective on these rows)`.
+
+    Attributes:
+        columns: what a table of its settings is headed with: of what, which number.
+        neutral: the number that changes no decision; None where the kind has none.
+    """
 
     name: str
+    columns: tuple[str, str]
+    neutral: float | None
     fit: Callable[[np.ndarray, Objective], Rule]
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """The plain decision, to the last bit: what was fitted does not beat it.
+
+    Attributes:
+        neutral: the rule of the kind that decides the same; None where the kind has none.
+    """
+
+    neutral: Rule | None
+
+    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
+        return probabilities
+
+    def settings(self, classes: tuple[str, ...]) -> dict[str, float]:
+        return {} if self.neutral is None else self.neutral.settings(classes)
 
 
 @dataclass(frozen=True)
@@ -138,22 +165,30 @@ def suitable_rule(metric: Metric, multi_label: bool) -> RuleKind | None:
 
 
 def _fit_thresholds(probabilities: np.ndarray, objective: Objective) -> Rule:
+    labels = probabilities.shape[1]
+    if objective.metric.name in SEPARABLE:
+        alone = [
+            _search_thresholds(probabilities[:, [number]], objective.label(number))
+            for number in range(labels)
+        ]
+        found = Thresholds(tuple(np.concatenate(alone).tolist()))
+    else:
+        found = Thresholds(tuple(_search_thresholds(probabilities, objective).tolist()))
+    return _better(found, Thresholds((THRESHOLD,) * labels), probabilities, objective)
+
+
+def _search_thresholds(probabilities: np.ndarray, objective: Objective) -> np.ndarray:
+    """Return a threshold for each label; the plain ones where the search ends below them."""
+
     def trials(probabilities: np.ndarray, values: np.ndarray, number: int) -> np.ndarray:
         return np.clip(_between(probabilities[:, number]), 1e-6, 1 - 1e-6)
 
     def rule(values: np.ndarray) -> Rule:
         return Thresholds(tuple(values.tolist()))
 
-    labels = probabilities.shape[1]
-    if objective.metric.name not in SEPARABLE:
-        start = np.full(labels, THRESHOLD)
-        return rule(_bagged(start, trials, rule, probabilities, objective))
-    start = np.array([THRESHOLD])
-    alone = [
-        _bagged(start, trials, rule, probabilities[:, [number]], objective.label(number))
-        for number in range(labels)
-    ]
-    return rule(np.concatenate(alone))
+    start = np.full(probabilities.shape[1], THRESHOLD)
+    values = _bagged(start, trials, rule, probabilities, objective)
+    return values if _beats_plain(rule(values), probabilities, objective) else start
 
 
 def _fit_multipliers(probabilities: np.ndarray, objective: Objective) -> Rule:
@@ -167,7 +202,8 @@ def _fit_multipliers(probabilities: np.ndarray, objective: Objective) -> Rule:
         return Multipliers(tuple(np.exp(values - values.mean()).tolist()))
 
     start = np.zeros(probabilities.shape[1])
-    return rule(_bagged(start, trials, rule, probabilities, objective))
+    found = rule(_bagged(start, trials, rule, probabilities, objective))
+    return _better(found, rule(start), probabilities, objective)
 
 
 def _fit_cut_points(probabilities: np.ndarray, objective: Objective) -> Rule:
@@ -182,7 +218,9 @@ def _fit_cut_points(probabilities: np.ndarray, objective: Objective) -> Rule:
     def rule(values: np.ndarray) -> Rule:
         return CutPoints(tuple(values.tolist()))
 
-    return rule(_bagged(np.arange(classes - 1) + 0.5, trials, rule, probabilities, objective))
+    halves = np.arange(classes - 1) + 0.5
+    found = rule(_bagged(halves, trials, rule, probabilities, objective))
+    return _better(found, None, probabilities, objective)
 
 
 def _fit_temperature(probabilities: np.ndarray, objective: Objective) -> Rule:
@@ -193,7 +231,24 @@ def _fit_temperature(probabilities: np.ndarray, objective: Objective) -> Rule:
         return float(-np.log(likelihoods(cooled, objective.targets)).mean())
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
-    return Temperature(float(np.exp(found.x)), objective.multi_label)
+    rule = Temperature(float(np.exp(found.x)), objective.multi_label)
+    plain = Temperature(1.0, objective.multi_label)
+    return _better(rule, plain, probabilities, objective)
+
+
+def _better(
+    rule: Rule, neutral: Rule | None, probabilities: np.ndarray, objective: Objective
+) -> Rule:
+    """Return a fitted rule if it beats the plain decision on its own rows, else the plain decision.
+
+    An average over samples can fall short of both; and what gains nothing here will gain nothing
+    on other rows.
+    """
+    return rule if _beats_plain(rule, probabilities, objective) else Unchanged(neutral)
+
+
+def _beats_plain(rule: Rule, probabilities: np.ndarray, objective: Objective) -> bool:
+    return objective.value(rule(probabilities)) > objective.value(probabilities) + ROUNDING
 
 
 def _between(values: np.ndarray) -> np.ndarray:
@@ -248,18 +303,18 @@ def _ascend(
             for value in tried[np.argsort(np.abs(tried - start[number]), kind="stable")]:
                 changed = values.copy()
                 changed[number] = value
-                if (score := objective.value(rule(changed)(probabilities))) > best + 1e-12:
+                if (score := objective.value(rule(changed)(probabilities))) > best + ROUNDING:
                     values, best = changed, score
         if best == before:
             break
     return values
 
 
-THRESHOLDS = RuleKind("thresholds", _fit_thresholds)
-MULTIPLIERS = RuleKind("class multipliers", _fit_multipliers)
+THRESHOLDS = RuleKind("thresholds", ("label", "threshold"), THRESHOLD, _fit_thresholds)
+MULTIPLIERS = RuleKind("class multipliers", ("class", "multiplier"), 1.0, _fit_multipliers)
 
 SUITABLE: dict[str, RuleKind | None] = {
-    "log_loss": RuleKind("temperature", _fit_temperature),
-    "qwk": RuleKind("cut points", _fit_cut_points),
+    "log_loss": RuleKind("temperature", ("", "value"), 1.0, _fit_temperature),
+    "qwk": RuleKind("cut points", ("between", "cut at"), None, _fit_cut_points),
     "roc_auc": None,
 }

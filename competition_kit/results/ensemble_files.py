@@ -14,6 +14,7 @@ from competition_kit.data.competition import Competition
 from competition_kit.data.folds import Folds, write_folds
 from competition_kit.files import write_csv, write_json
 from competition_kit.harness.run_folder import RunFolder
+from competition_kit.results.decision_rules import Unchanged
 from competition_kit.results.ensemble_outcome import (
     REFERENCE,
     EnsembleOutcome,
@@ -124,7 +125,7 @@ def ensemble_metrics(outcome: EnsembleOutcome, members: Sequence[Member]) -> dic
 def conclusions(outcome: EnsembleOutcome, names: Sequence[str]) -> list[str]:
     """Return in plain sentences what the table allows to be said, and no more."""
     if len(names) == 1:
-        return ["One member: there is nothing to blend."]
+        return ["One member: nothing is blended, and a decision rule is all that can change."]
     chosen, mean, best = outcome.chosen, outcome.methods[REFERENCE], outcome.methods["best"]
     others = [score for score in outcome.methods.values() if score is not mean]
     better = [score for score in others if verdict_of(score.over_mean) == "better"]
@@ -176,7 +177,11 @@ def _rule(rule: RuleScore, outcome: EnsembleOutcome) -> dict[str, Any]:
     return {
         "name": rule.kind.name,
         "applied": rule.applied,
+        "columns": list(rule.kind.columns),
+        "neutral": rule.kind.neutral,
         "settings": rule.rule.settings(outcome.objective.classes),
+        "unchanged": isinstance(rule.rule, Unchanged),
+        "changed_rows": rule.changed_rows,
         "score": _number(rule.score),
         "without": _number(outcome.chosen.score),
         "in_sample": _number(rule.in_sample),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from competition_kit.results.ensembling import (
     cross_fitted,
     with_rule,
 )
+from competition_kit.results.metrics import decide
 from competition_kit.results.objective import Objective
 from competition_kit.results.statistics import Interval, bootstrap_difference
 
@@ -32,6 +34,8 @@ __all__ = [
 REFERENCE = "mean"  # what fits nothing: the others have to beat it
 LEVEL = 0.95  # of intervals
 RESAMPLES = 1000
+
+Fitted = TypeVar("Fitted")
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ class RuleScore:
 
     Attributes:
         gain: of the rule over the plain decision, cross-fitted; above 0 is better.
-        in_sample_gain: the same where rule and blend are fitted on the rows that they are scored on.
+        in_sample: where the rule is scored on the rows that it was fitted on (the blend below it
+            is cross-fitted even there); `in_sample_gain`, over the plain decision, is never below 0.
         rule: fitted on all rows.
+        changed_rows: rows that this rule decides otherwise than the plain decision does.
         applied: whether the submission is made with it.
     """
 
@@ -76,6 +82,7 @@ class RuleScore:
     gain: Interval
     in_sample_gain: float
     rule: Rule
+    changed_rows: int
     blend: Ruled
     applied: bool
 
@@ -114,7 +121,7 @@ def blend_members(
     method: str = REFERENCE,
     kind: RuleKind | None = None,
     apply_rule: bool = False,
-    on_step: Callable[[str], None] = lambda step: None,
+    on_step: Callable[[int, int], None] = lambda done, of: None,
 ) -> EnsembleOutcome:
     """Fit and score every method; for the chosen one also its rule, and what each member adds.
 
@@ -123,19 +130,18 @@ def blend_members(
         method: a name in METHODS.
         kind: the decision rule to try on top of the chosen method.
         apply_rule: whether it is to be part of the submission.
-        on_step: called with what is computed next.
+        on_step: called with the fits so far, and how many there are in all.
     """
+    steps = _Steps(_fits(METHODS[method], kind, stack, objective), on_step)
     mean = _oof(METHODS[REFERENCE], stack, objective)
-    methods = {}
-    for name, candidate in METHODS.items():
-        on_step(name)
-        methods[name] = _scored(candidate, stack, objective, mean)
-    chosen = methods[method]
-    rule = None
+    methods = {
+        name: _scored(replace(candidate, fit=steps.counted(candidate.fit)), stack, objective, mean)
+        for name, candidate in METHODS.items()
+    }
+    chosen, rule = methods[method], None
     if kind is not None:
-        on_step(kind.name)
+        kind = replace(kind, fit=steps.counted(kind.fit))
         rule = _ruled(chosen, kind, stack, objective, apply_rule)
-    on_step("leaving members out")
     return EnsembleOutcome(
         objective=objective,
         methods=methods,
@@ -145,6 +151,37 @@ def blend_members(
         correlation=_error_correlation(stack, objective),
         adds=_adds(chosen, stack, objective),
     )
+
+
+class _Steps:
+    """Counts fits, of which nearly all the work consists, as they end."""
+
+    def __init__(self, total: int, on_step: Callable[[int, int], None]) -> None:
+        self._done, self._total, self._on_step = 0, total, on_step
+        on_step(0, total)
+
+    def counted(
+        self, fit: Callable[[np.ndarray, Objective], Fitted]
+    ) -> Callable[[np.ndarray, Objective], Fitted]:
+        def counting(given: np.ndarray, objective: Objective) -> Fitted:
+            found = fit(given, objective)
+            self._done += 1
+            self._on_step(self._done, self._total)
+            return found
+
+        return counting
+
+
+def _fits(chosen: Method, kind: RuleKind | None, stack: np.ndarray, objective: Objective) -> int:
+    """Return how many fits `blend_members` needs; a test holds it to that."""
+    members, folds = len(stack), len(np.unique(objective.fold_of))
+    fits = sum(1 + folds * method.learns for method in METHODS.values())
+    if kind is not None:  # in each fold the blend, the same cross-fitted for the rule, the rule
+        nested = (folds - 1) * chosen.learns if folds > 2 else 0
+        fits += folds * (1 + nested + 1) + 1
+    if members > 1:
+        fits += members * (folds if chosen.learns else 1)
+    return fits
 
 
 def _oof(method: Method, stack: np.ndarray, objective: Objective) -> np.ndarray:
@@ -177,17 +214,19 @@ def _ruled(
     fit = with_rule(chosen.method, kind)
     oof = cross_fitted(fit, stack, objective)
     rule = kind.fit(chosen.oof, objective)
-    blend = Ruled(chosen.blend, rule)
-    in_sample = objective.score(blend(stack))
+    ruled = rule(chosen.oof)
+    in_sample = objective.score(ruled)
+    decided, plainly = (decide(p, objective.multi_label) for p in (ruled, chosen.oof))
     return RuleScore(
         kind=kind,
         score=objective.score(oof),
         in_sample=in_sample,
         fold_scores=objective.fold_scores(oof),
         gain=paired_interval(objective, oof, chosen.oof),
-        in_sample_gain=_gain(objective, in_sample, chosen.in_sample),
+        in_sample_gain=_gain(objective, in_sample, chosen.score),
         rule=rule,
-        blend=blend,
+        changed_rows=int((decided != plainly).reshape(len(ruled), -1).any(axis=1).sum()),
+        blend=Ruled(chosen.blend, rule),
         applied=applied,
     )
 

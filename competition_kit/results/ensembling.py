@@ -87,6 +87,17 @@ class Ruled:
         return self.rule(self.blend(stack))
 
 
+@dataclass(frozen=True)
+class Reordered:
+    """A blend that was fitted to the members in another order."""
+
+    blend: Blend
+    order: np.ndarray
+
+    def __call__(self, stack: np.ndarray) -> np.ndarray:
+        return self.blend(stack[self.order])
+
+
 def cross_fitted(fit: Fit, stack: np.ndarray, objective: Objective) -> np.ndarray:
     """Return blended probabilities [n, C], each fold's by a blend fitted on the other folds.
 
@@ -167,6 +178,21 @@ def _rank_mean(stack: np.ndarray, objective: Objective) -> Blend:
 
 
 # -- methods that look at labels ---------------------------------------------------------------
+
+
+def _in_any_order(fit: Fit) -> Fit:
+    """Return a fit that no order of the members can change: ties must not go to who comes first."""
+
+    def ordered(stack: np.ndarray, objective: Objective) -> Blend:
+        order = np.array(sorted(range(len(stack)), key=lambda member: stack[member].tobytes()))
+        blend = fit(stack[order], objective)
+        if not isinstance(blend, Weighted):
+            return Reordered(blend, order)
+        weights = np.zeros(len(stack))
+        weights[order] = blend.weights
+        return Weighted(tuple(weights.tolist()))
+
+    return ordered
 
 
 def _only(member: int, members: int) -> Weighted:
@@ -375,19 +401,24 @@ METHODS: dict[str, Method] = {
         ),
         Method("logit_mean", "mean of each class's log odds", _logit_mean, False),
         Method("geometric", "geometric mean of the probabilities", _geometric, False),
-        Method("best", "the best single member", _best, True),
-        Method("greedy", "Caruana's selection with replacement, bagged over rows", _greedy, True),
-        Method("weights", "weights that maximise the metric", _weights, True),
+        Method("best", "the best single member", _in_any_order(_best), True),
+        Method(
+            "greedy",
+            "Caruana's selection with replacement, bagged over rows",
+            _in_any_order(_greedy),
+            True,
+        ),
+        Method("weights", "weights that maximise the metric", _in_any_order(_weights), True),
         Method(
             "stack",
             "logistic regression on log odds",
-            _stacking(_logistic),
+            _in_any_order(_stacking(_logistic)),
             True,
         ),
         Method(
             "stack_boosting",
             "gradient boosting on probabilities",
-            _stacking(_boosting),
+            _in_any_order(_stacking(_boosting)),
             True,
         ),
     )

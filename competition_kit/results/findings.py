@@ -35,16 +35,21 @@ class Finding:
     row: int | None = None
     column: str | None = None
 
-    def line(self, file: Path | str | None = None) -> str:
-        """Say it in one line: level, place, problem, remedy."""
-        said = InputError(
-            f"{self.rule}: {self.problem}",
-            file=file,
-            row=self.row,
-            column=self.column,
-            remedy=self.remedy,
+    def said(self, file: Path | str | None = None) -> str:
+        """Say it in one line: place, problem, remedy."""
+        return str(
+            InputError(
+                f"{self.rule}: {self.problem}",
+                file=file,
+                row=self.row,
+                column=self.column,
+                remedy=self.remedy,
+            )
         )
-        return f"{self.level}: {said}"
+
+    def line(self, file: Path | str | None = None) -> str:
+        """Say it in one line, the level first."""
+        return f"{self.level}: {self.said(file)}"
 
 
 def also(rows: Sequence[int] | pd.Index) -> str:

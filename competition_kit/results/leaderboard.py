@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from competition_kit.errors import KitError
 from competition_kit.files import read_json
 from competition_kit.harness.cells import pass_units
 from competition_kit.harness.run_folder import RunFolder
+from competition_kit.results.differences import Setting, differences, settings_of
 from competition_kit.results.recorded import is_current, read_recorded
 from competition_kit.results.tables import duration, score_text, text_table
 from competition_kit.specs import spec_names
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 NO_RUNS = ("floor", "folds", "pretrained", "tokens")
 ABLATION = "ablation-"
 ENOUGH = 5  # runs with both scores, before their ranks are compared
+DIFFERS = "differs in"  # title of the column with settings that are not all runs'
 PLAIN = pass_units({"forwards": 1, "backwards": 1})  # of a step without any trick
 
 Where = Literal["held_out", "public", "private"]
@@ -54,6 +56,7 @@ class Entry:
         given: scores that no fold gave: held-out, and recorded from the competition.
         stale: whether the submission has changed since scores were recorded.
         passes: cost of a step, in plain steps.
+        settings: how it was made; empty where that is not known, and for an ensemble.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Entry:
     stale: bool
     passes: float | None
     seconds: float | None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
     delta: float | None = None
 
 
@@ -133,6 +137,7 @@ def _entry(folder: RunFolder, metrics: dict[str, Any]) -> Entry:
             "private": recorded.private,
         }
         given |= {where: score for where, score in scores.items() if score is not None}
+    cells = [cell for cell in metrics.get("cells", ()) if cell.keys() >= {"seed", "fold"}]
     return Entry(
         name=folder.path.name,
         mean=metrics["mean"],
@@ -140,8 +145,8 @@ def _entry(folder: RunFolder, metrics: dict[str, Any]) -> Entry:
         oof=metrics.get("oof_of_mean"),
         cells={
             (cell["seed"], cell["fold"]): cell["score"]
-            for cell in metrics.get("cells", ())
-            if cell.keys() >= {"seed", "fold"} and cell.get("score") is not None
+            for cell in cells
+            if cell.get("score") is not None
         },
         setting=None if arm is None else _setting(arm),
         baseline=arm is not None and _is_baseline(arm),
@@ -149,6 +154,7 @@ def _entry(folder: RunFolder, metrics: dict[str, Any]) -> Entry:
         stale=recorded is not None and not is_current(recorded, folder),
         passes=pass_units(metrics["passes"]) / PLAIN if metrics.get("passes") else None,
         seconds=metrics.get("cell_seconds"),
+        settings=settings_of(config, sorted({cell["seed"] for cell in cells})),
     )
 
 
@@ -230,6 +236,7 @@ def render(board: Board) -> str:
     """Return a board as a plain-text table, with what its marks mean below it."""
     shown = [where for where in TITLES if any(where in entry.given for entry in board.entries)]
     header = ["run", "CV mean", "SD", "OOF", "delta", *(TITLES[where] for where in shown)]
+    header += ["passes", "training"]
     rows = [
         [
             entry.name,
@@ -241,10 +248,15 @@ def render(board: Board) -> str:
         ]
         for entry in board.entries
     ]
+    differing = differences([entry.settings for entry in board.entries])
+    if any(differing):
+        width = max(map(len, (DIFFERS, *differing)))  # filled up, a column of texts is left-aligned
+        header.append(DIFFERS.ljust(width))
+        rows = [[*row, text.ljust(width)] for row, text in zip(rows, differing, strict=True)]
     direction = "" if board.greater_is_better else ", lower is better"
     lines = [
         f"{board.competition}: {board.metric}{direction}",
-        text_table([*header, "passes", "training"], rows),
+        text_table(header, rows),
     ]
     if any(entry.stale for entry in board.entries):
         lines.append("  * of a submission that has changed since")

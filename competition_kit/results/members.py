@@ -20,12 +20,14 @@ from competition_kit.data.folds import Folds
 from competition_kit.data.tables import FIRST_ROW, read_table
 from competition_kit.errors import InputError, examples, shown
 from competition_kit.files import hash_file, read_json
+from competition_kit.harness.finished import check_finished
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.oof import split_labels
 
 __all__ = ["ENSEMBLE", "Candidates", "Member", "find_candidates", "read_member", "shared_folds"]
 
 ENSEMBLE = "ensemble"  # what config.json says under "kind" of a folder made by blending
+UNFINISHED = "not finished"
 SUM_TOLERANCE = 1e-3  # of probabilities that were written with few digits
 PREFIX = "p_"
 
@@ -82,6 +84,9 @@ def find_candidates(paths: Iterable[Path], *, ensembles: bool = False) -> Candid
         else:
             skipped[path] = reason
     if not kept:
+        for path, reason in skipped.items():
+            if reason == UNFINISHED:
+                check_finished(RunFolder(path))
         raise InputError(
             f"no finished run among {examples(skipped)}",
             remedy="give run folders such as runs/tweets/*",
@@ -94,10 +99,10 @@ def _why_not(folder: RunFolder, ensembles: bool) -> str | None:
     if not folder.path.is_dir():
         return "no folder"
     if not folder.oof.is_file():
-        return "not finished" if folder.config.is_file() else "no oof.csv"
+        return UNFINISHED if folder.config.is_file() else "no oof.csv"
     if folder.config.is_file():
         if not folder.metrics.is_file():
-            return "not finished"
+            return UNFINISHED
         if not ensembles and read_json(folder.config).get("kind") == ENSEMBLE:
             return "an ensemble"
     return None

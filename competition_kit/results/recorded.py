@@ -15,6 +15,18 @@ __all__ = ["Recorded", "is_current", "read_recorded", "record_score"]
 
 log = logging.getLogger(__name__)
 
+# metric -> what its scores lie between; another one (a user's own) may have any score
+RANGES = {
+    "accuracy": (0.0, 1.0),
+    "macro_f1": (0.0, 1.0),
+    "micro_f1": (0.0, 1.0),
+    "weighted_f1": (0.0, 1.0),
+    "mcc": (-1.0, 1.0),
+    "qwk": (-1.0, 1.0),
+    "log_loss": (0.0, math.inf),
+    "roc_auc": (0.0, 1.0),
+}
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -40,11 +52,12 @@ def record_score(
     of another one is forgotten. Must be called with the run folder locked.
 
     Raises:
-        InputError: if the run has no submission, or a score is no finite number.
+        InputError: if the run has no submission, or a score is none that its metric can have.
     """
+    metric = read_json(folder.metrics)["metric"]
     for score in (public, private):
-        if score is not None and not math.isfinite(score):
-            raise InputError(f"{score} is no score", remedy="give the number that was shown")
+        if score is not None:
+            _check_score(score, metric)
     if not folder.submission.is_file():
         raise InputError(
             "no such file",
@@ -62,6 +75,23 @@ def record_score(
     )
     write_json(folder.recorded, asdict(now))
     return now
+
+
+def _check_score(score: float, metric: str) -> None:
+    if not math.isfinite(score):
+        raise InputError(f"{score} is no score", remedy="give the number that was shown")
+    low, high = RANGES.get(metric, (-math.inf, math.inf))
+    if low <= score <= high:
+        return
+    span = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+    # percents; a loss that is shown as a gain; both
+    meant = next((x for x in (score / 100, -score, -score / 100) if low <= x <= high), None)
+    raise InputError(
+        f"{score:g} is outside the range of {metric}, the run's metric ({span})"
+        + ("" if meant is None else f", did you mean {meant:g}?"),
+        remedy="if the competition shows another metric, run the run's command again with that "
+        "--metric first: nothing is trained again",
+    )
 
 
 def read_recorded(folder: RunFolder) -> Recorded | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ import pandas as pd
 
 from competition_kit.data.competition import Competition
 from competition_kit.data.tables import FIRST_ROW
-from competition_kit.errors import InputError, KitError, examples, shown
+from competition_kit.errors import KitError, examples, shown
 from competition_kit.results.findings import Finding, also, by_reason
-from competition_kit.results.submission_file import read_damaged
+from competition_kit.results.submission_file import read_damaged, require_file
 from competition_kit.results.submission_values import check_values
 
 __all__ = ["Checked", "check_file", "check_table", "refuse_invalid", "wanted_columns"]
+
+log = logging.getLogger(__name__)
 
 INDEX_COLUMN = re.compile(r"|index|Unnamed: \d+")  # what an index is called in a file
 
@@ -51,11 +54,12 @@ def check_file(path: Path, competition: Competition) -> Checked:
     Raises:
         InputError: if there is no such file.
     """
-    if not path.is_file():
-        raise InputError("no such file", file=path, remedy="give a submission's CSV file")
+    require_file(path)
     table, findings = read_damaged(path, competition, wanted_columns(competition))
     if table is None:
-        return Checked(tuple(findings), 0, (), ("anything else: the file is not readable",))
+        has_content = not {finding.rule for finding in findings} & {"empty file", "no text file"}
+        unchecked = ("columns, ids and values: the file cannot be read",) if has_content else ()
+        return Checked(tuple(findings), 0, (), unchecked)
     inside = _check(table, competition)
     return Checked((*findings, *inside.findings), inside.rows, inside.columns, inside.unchecked)
 
@@ -67,17 +71,20 @@ def check_table(table: pd.DataFrame, competition: Competition) -> Checked:
 
 
 def refuse_invalid(table: pd.DataFrame, competition: Competition) -> None:
-    """Stop if a submission that the kit made would be rejected.
+    """Stop if a submission that the kit made would be rejected; warn if it is odd.
 
     Raises:
         KitError: naming everything that is wrong with it.
     """
-    errors = check_table(table, competition).errors
-    if errors:
+    checked = check_table(table, competition)
+    if checked.errors:
         raise KitError(
             "the submission that was made would be rejected, so it is not written; this is a bug "
-            "of the kit, please report it: " + " | ".join(finding.line() for finding in errors)
+            "of the kit, please report it: "
+            + " | ".join(finding.line() for finding in checked.errors)
         )
+    for finding in checked.warnings:
+        log.warning("the submission: %s", finding.said())
 
 
 def wanted_columns(competition: Competition) -> list[str]:
@@ -196,6 +203,14 @@ def _folded(name: str) -> str:
 
 def _ids(table: pd.DataFrame, competition: Competition) -> Iterator[Finding]:
     column, test = competition.rules.id, competition.test.ids
+    if not len(table):
+        wanted = f"each of the {len(test)} ids" if test else "each id"
+        yield Finding(
+            rule="no rows",
+            problem="nothing stands below the header",
+            remedy=f"hand in one row for {wanted} of the test file",
+        )
+        return
     if column not in table.columns:
         return
     ids = table[column].map(str)

@@ -12,14 +12,35 @@ from pathlib import Path
 import pandas as pd
 
 from competition_kit.data.competition import Competition
-from competition_kit.data.tables import decode, find_table
+from competition_kit.data.tables import decode, find_table, no_table
 from competition_kit.errors import InputError, examples
 from competition_kit.results.findings import Finding, also
 
-__all__ = ["read_damaged"]
+__all__ = ["read_damaged", "require_file"]
 
 QUOTED = re.compile(r'"[^"]*"')
 SEPARATORS = ",;\t|"
+CONTROL = bytes({*range(32), 127} - set(b"\t\n\f\r"))  # bytes that stand in no text
+MOST_CONTROL = 0.05  # of a text's bytes: a stray one is a fault of its own
+
+
+def require_file(path: Path) -> None:
+    """Check that there is a file that can be read to its end.
+
+    Raises:
+        InputError: for a missing one, a folder, a device or a pipe.
+    """
+    if path.is_file():
+        return
+    if path.is_dir():
+        inside = path / "submission.csv"
+        which = inside if inside.is_file() else "a CSV file in it"
+        raise InputError("is a folder", file=path, remedy=f"give {which}")
+    raise InputError(
+        "is no file on a disk, but a device or a pipe" if path.exists() else "no such file",
+        file=path,
+        remedy="give a submission's CSV file",
+    )
 
 
 def read_damaged(
@@ -57,8 +78,16 @@ def _text(path: Path, competition: Competition, findings: list[Finding]) -> str 
     sample = b"" if sample_path is None else sample_path.read_bytes()
     if not raw.strip():
         findings.append(
-            Finding(rule="empty file", problem="nothing is in it", remedy="write it again")
+            Finding(
+                rule="empty file",
+                problem="nothing is in it",
+                remedy="write a header and one row for each id of the test file",
+            )
         )
+        return None
+    if (binary := _what_binary(raw)) is not None:
+        what, remedy = binary
+        findings.append(Finding(rule="no text file", problem=f"this is {what}", remedy=remedy))
         return None
     if raw.startswith(codecs.BOM_UTF8) and not sample.startswith(codecs.BOM_UTF8):
         findings.append(
@@ -104,6 +133,20 @@ def _text(path: Path, competition: Competition, findings: list[Finding]) -> str 
             )
         )
     return text
+
+
+def _what_binary(raw: bytes) -> tuple[str, str] | None:
+    """Return what a file is that is no text, and what to do with it; None for a text."""
+    if (other := no_table(raw)) is not None:
+        return other
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return None  # a text, which has zero bytes in this encoding
+    if b"\0" not in raw and _no_utf8(raw) is None:
+        return None
+    odd = len(raw) - len(raw.translate(None, CONTROL))
+    if odd <= MOST_CONTROL * len(raw):
+        return None
+    return f"binary data, {odd} of {len(raw)} bytes stand in no text", "give a CSV file"
 
 
 def _no_utf8(raw: bytes) -> int | None:

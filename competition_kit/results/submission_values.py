@@ -13,7 +13,7 @@ from competition_kit.results.findings import Finding, also, by_reason
 
 __all__ = ["check_values"]
 
-SUM_TOLERANCE = 1e-3  # files rounded to three digits pass
+ROUNDING = 5e-4  # of each class: files rounded to three digits pass
 MISSING = {"", "nan", "na", "n/a", "<na>", "null", "none"}
 INFINITE = {"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"}
 
@@ -123,8 +123,8 @@ def _probabilities(values: pd.DataFrame, competition: Competition) -> Iterator[F
 
 def _sums(rows: pd.Index, numbers: np.ndarray) -> Iterator[Finding]:
     """Check that the classes of a row exclude each other."""
-    sums = numbers.sum(axis=1)
-    wrong = np.flatnonzero(np.isfinite(sums) & (np.abs(sums - 1) > SUM_TOLERANCE))
+    sums, tolerance = numbers.sum(axis=1), ROUNDING * numbers.shape[1] + 1e-9
+    wrong = np.flatnonzero(np.isfinite(sums) & (np.abs(sums - 1) > tolerance))
     if len(wrong):
         yield Finding(
             rule="sum of probabilities",

@@ -11,8 +11,10 @@ from competition_kit.data.competition import (
     Competition,
     encode_labels,
     load_competition,
+    read_rows,
     slug,
 )
+from competition_kit.data.rules import Rules
 from competition_kit.data.tables import read_table
 from competition_kit.errors import InputError
 
@@ -415,3 +417,33 @@ def test_a_column_named_in_the_toml_that_is_not_there_is_named(tmp_path: Path) -
             tmp_path, TRAIN, test=TEST, sample="id,label\n7,x\n8,x\n", toml=f'{key} = "{key}_"'
         )
         assert f"train.csv: no column '{key}_', did you mean '{key}'?" in message
+
+
+# -- another file with the columns of the test file ----------------------------------------------
+
+
+def test_other_rows_are_read_like_the_test_file(tmp_path: Path) -> None:
+    path = tmp_path / "new.tsv"
+    path.write_text("text_b\tnote\tid\ttext\n好 bad\t-\t007\tgood\n", encoding="utf-8")
+    rows = read_rows(path, Rules(text=("text", "text_b")))
+    assert rows.ids == ("007",)
+    assert rows.texts == (("good", "好 bad"),)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("key,text\n1,good\n", "no column 'id'; known: key, text"),
+        ("id,Text\n1,good\n", "no column 'text', did you mean 'Text'?; it needs the columns 'id'"),
+        ("id,text\n", "has no rows below its header"),
+        ("id,text\n1,a\n,b\n", "row 3, column 'id': the id is empty"),
+        ("id,text\n1,a\n2,b\n1,c\n", "row 4, column 'id': id '1' was already used in row 2"),
+        ("id,text\n1,a\n2,  \n", "row 3, column 'text': the text is empty"),
+    ],
+)
+def test_other_rows_that_do_not_fit_are_refused(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_rows(path, Rules())
+    assert str(caught.value).startswith(f"{path}") and said in str(caught.value)

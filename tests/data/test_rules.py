@@ -311,3 +311,26 @@ def test_a_doubt_is_one_error_with_the_line_to_write(tmp_path: Path, train: str,
     assert said in message
     assert f"say it in {tmp_path / 'competition.toml'}: " in message
     assert ' = "..."' in message or ' = ["..."]' in message
+
+
+def test_label_columns_stand_in_the_remedy_as_the_toml_takes_them(tmp_path: Path) -> None:
+    names = ["toxic", "very toxic", 'so "called"', "back\\slash", "中文", "rare"]
+    header = ",".join('"' + name.replace('"', '""') + '"' for name in names)
+    train = f"id,text,note,{header}\n1,a b,x,0,1,0,1,0,0\n2,c d,y,1,0,1,0,1,0\n"
+    message = refused(tmp_path, train, test="id,text\n7,g h\n")
+    line = message.partition("competition.toml: ")[2]
+    assert line == (
+        'label = ["toxic", "very toxic", "so \\"called\\"", "back\\\\slash", "中文", "rare"]'
+    )
+    rules, _ = inferred(tmp_path, train, test="id,text\n7,g h\n", toml=line)
+    assert rules.label == tuple(names)
+    assert rules.task == "multi_label"
+
+
+@pytest.mark.parametrize(("test", "said"), [("id,text\n7,g h\n", '["hot"]'), (None, '["hot"]')])
+def test_one_column_of_flags_among_others_is_the_label_to_name(
+    tmp_path: Path, test: str | None, said: str
+) -> None:
+    train = "id,text,note,hot\n1,a b,x y,0\n2,c d,y z,1\n"
+    message = refused(tmp_path, train, **({} if test is None else {"test": test}))
+    assert message.endswith(f"label = {said}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -181,6 +182,29 @@ def test_a_repeated_column_name_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert "no such file" in fails(tmp_path / "a.csv")
+    assert "is a folder; give a CSV or TSV file" in fails(tmp_path)
+    assert "is no file on a disk" in fails(Path(os.devnull))
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"PK\x03\x04\x14\0", "is a zip archive or an Excel workbook, no CSV file; unpack it, or"),
+        (b"\x1f\x8b\x08\0", "is a gzip archive, no CSV file; unpack it"),
+        (b"PAR1\x15\x04", "is a Parquet file, no CSV file; save its table as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1", "is an Excel workbook, no CSV file; save its table as CSV"),
+    ],
+)
+def test_files_of_other_kinds_are_called_by_their_names(
+    tmp_path: Path, raw: bytes, said: str
+) -> None:
+    (tmp_path / "a.csv").write_bytes(raw)
+    assert said in fails(tmp_path / "a.csv")
+
+
+def test_a_column_may_be_called_like_a_format(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("PAR1,id\nx,1\n", encoding="utf-8")
+    assert list(read_table(tmp_path / "a.csv").columns) == ["PAR1", "id"]
 
 
 def test_a_csv_and_a_tsv_of_one_name_are_a_doubt(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def load(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str],
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the bundle's script in this process: a fresh one takes seconds to import torch."""
 
-    def run_here(run: StoredRun, folder: Path, arguments: list[str], place: Path) -> None:
+    def run_here(
+        run: StoredRun, originals: list[Path], folder: Path, arguments: list[str], place: Path
+    ) -> None:
         with contextlib.chdir(place):
             assert infer.main(arguments, folder) == 0
 
@@ -102,25 +104,46 @@ def test_export_as_a_user_does_it(
         ("import socket; socket.create_connection(('127.0.0.1', 9))", "asked for the network"),
         ("import socket; socket.getaddrinfo('localhost', 80)", "asked for the network"),
         ("import competition_kit", "competition_kit"),
-        ("open({run!r} + '/config.json')", "opened a file of the run"),
+        ("open({run!r} + '/config.json')", "opened an original file"),
+        ("open({run!r} + '-data.csv')", "opened an original file"),
         ("open({bundle!r} + '/infer.py'); print('fine')", ""),
     ],
 )
-def test_the_self_tests_process_refuses_network_kit_and_run(
+def test_the_self_tests_process_refuses_network_kit_and_originals(
     script: str, said: str, tmp_path: Path
 ) -> None:
     run, place = tmp_path / "run", tmp_path / "run" / "bundle"
     place.mkdir(parents=True)
-    (run / "config.json").write_text("{}", encoding="utf-8")
+    table = tmp_path / "run-data.csv"
+    for file in (run / "config.json", table):
+        file.write_text("{}", encoding="utf-8")
     path = place / "infer.py"
     path.write_text(script.format(run=str(run), bundle=str(place)), encoding="utf-8")
+    originals = json.dumps([str(run), str(table)])
     done = subprocess.run(
-        [sys.executable, "-c", GUARD, str(run), str(place), str(path)],
+        [sys.executable, "-c", GUARD, originals, str(place), str(path)],
         capture_output=True,
         text=True,
     )
     assert (done.returncode != 0) is bool(said)
     assert said in done.stderr and ("fine" in done.stdout) is not bool(said)
+
+
+def test_the_self_test_is_without_the_run_the_competition_and_the_hubs_files(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, competition = load("label")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub of this machine"))
+    script = tmp_path / "infer.py"
+    for file in (run.folder.path / "oof.csv", competition.folder / "test.csv"):
+        script.write_text(f"open({str(file)!r})", encoding="utf-8")
+        monkeypatch.setattr(bundle, "INFER", script)
+        with pytest.raises(KitError, match=r"opened an original file .*\.csv"):
+            export_bundle(run, competition, tmp_path / "bundle")
+    script.write_text("import os; raise RuntimeError(os.environ['HF_HOME'])", encoding="utf-8")
+    with pytest.raises(KitError) as caught:
+        export_bundle(run, competition, tmp_path / "bundle")
+    assert "RuntimeError" in str(caught.value) and "of this machine" not in str(caught.value)
 
 
 def test_a_script_that_fails_in_its_process_makes_no_bundle(
@@ -270,6 +293,50 @@ def test_infer_takes_what_a_kernel_may_hold(
         path.write_text(content, encoding="utf-8")
         with pytest.raises(SystemExit, match=said):
             infer.main(arguments, tmp_path / "bundle")
+    path.unlink()
+    with pytest.raises(SystemExit, match=r"hidden\.tsv: no such file"):
+        infer.main(arguments, tmp_path / "bundle")
+
+
+def made_on(run: StoredRun, device: str, place: Path) -> StoredRun:
+    """Return a copy of a run whose cells say that they were computed on this device, in bf16."""
+    folder = copy_of(run.folder.path, place)
+    for path in folder.glob("cells/*/metrics.json"):
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(numbers | {"device": device}), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["arm"]["training"]["precision"] = "bf16"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return open_stored_run(folder)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_of_a_gpu_is_exported_where_there_is_none(load: Load, tmp_path: Path) -> None:
+    run, competition = load("label")
+    run = made_on(run, "NVIDIA H100 80GB HBM3", tmp_path / "run")
+    outcome = export_bundle(run, competition, tmp_path / "bundle")
+    assert outcome.difference < 1e-6, "the CPU computes in fp32"
+    assert outcome.allowed == 0.1
+    info = json.loads((tmp_path / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    assert info["precision"] == "bf16", "a GPU that runs the bundle may use it"
+
+
+@pytest.mark.parametrize(("device", "said"), [("cpu", True), ("NVIDIA H100 80GB HBM3", False)])
+def test_the_self_test_of_a_run_of_the_cpu_stays_there(
+    device: str, said: bool, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --device, infer.py takes a GPU where there is one."""
+    run, competition = load("label")
+    asked: list[list[str]] = []
+
+    def run_nothing(run: StoredRun, originals: list[Path], folder: Path, *more: object) -> None:
+        asked.append(more[0])  # type: ignore[arg-type]
+        raise KitError("enough")
+
+    monkeypatch.setattr(bundle, "_run_guarded", run_nothing)
+    with pytest.raises(KitError, match="enough"):
+        export_bundle(made_on(run, device, tmp_path / "run"), competition, tmp_path / "bundle")
+    assert (asked[0][-2:] == ["--device", "cpu"]) is said
 
 
 # -- when it must not be made ---------------------------------------------------------------------

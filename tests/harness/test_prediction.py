@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from competition_kit.data.competition import load_competition
+from competition_kit.data.competition import read_rows
 from competition_kit.errors import InputError
 from competition_kit.files import write_csv
-from competition_kit.harness.prediction import predict_rows, prediction_table, read_rows
+from competition_kit.harness.prediction import predict_rows, prediction_table
 from competition_kit.harness.stored_run import open_stored_run
 from competition_kit.training.model import build_classifier, build_untrained
 
@@ -159,25 +159,6 @@ def test_a_model_is_built_without_the_encoders_weights(
 # -- what is refused ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("key,text\n1,good\n", "no column 'id'; known: key, text"),
-        ("id,Text\n1,good\n", "no column 'text', did you mean 'Text'?; it needs the columns"),
-        ("id,text\n", "has no rows below its header"),
-        ("id,text\n1,a\n2,b\n1,c\n", "row 4, column 'id': id '1' was already used"),
-        ("id,text\n1,a\n2,  \n", "row 3, column 'text': the text is empty"),
-    ],
-)
-def test_input_that_does_not_fit_is_refused(content: str, said: str, tmp_path: Path) -> None:
-    rules = load_competition(write_competition(tmp_path / "toy")).rules
-    path = tmp_path / "new.csv"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError) as caught:
-        read_rows(path, rules)
-    assert str(path) in str(caught.value) and said in str(caught.value)
-
-
 def refused(run: Path) -> str:
     with pytest.raises(InputError) as caught:
         predicted(run)
@@ -205,18 +186,31 @@ def test_a_flag_that_is_there_already_is_not_named_twice(run: Path) -> None:
 
 def test_folders_that_are_no_finished_run(run: Path, tmp_path: Path) -> None:
     (run / "cells" / "seed0-fold1" / "metrics.json").unlink()
-    assert "1 of 4 cells are missing, for instance seed0-fold1" in refused(run)
+    unfinished = "the run is not finished: 1 of 4 cells are missing, for instance seed0-fold1"
+    assert unfinished in refused(run)
     (run / "metrics.json").unlink()
-    assert "the run is not finished" in refused(run)
+    assert unfinished in refused(run)
     (run / "config.json").write_text('{"competition": "toy"}', encoding="utf-8")
     assert "has no models of its own" in refused(run)
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is no finished run"):
         open_stored_run(tmp_path)
 
 
 def test_a_config_that_lacks_something(run: Path) -> None:
     (run / "config.json").write_text('{"arm": {}}', encoding="utf-8")
-    assert "lacks something (KeyError('seeds'))" in refused(run)
+    assert "lacks something (KeyError('rules'))" in refused(run)
+    (run / "metrics.json").write_text("{}", encoding="utf-8")
+    assert "lacks something (KeyError('cells'))" in refused(run)
+
+
+def test_seeds_of_a_later_command_that_is_not_through_do_not_count(
+    run: Path, made: Callable[[str], Path]
+) -> None:
+    """It writes config.json before it trains."""
+    expected = predicted(made("several labels"))
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (run / "config.json").write_text(json.dumps(config | {"seeds": [5, 6, 7]}), encoding="utf-8")
+    assert predicted(run).tobytes() == expected.tobytes()
 
 
 def test_cells_of_other_settings_do_not_mix_in(run: Path) -> None:
@@ -247,3 +241,55 @@ def test_a_device_that_is_not_there(device: str, made: Callable[[str], Path]) ->
     rows = read_rows(rows_of(made("pairs")), stored.rules)
     with pytest.raises(InputError, match=f"--device {device} cannot be used"):
         predict_rows(stored, rows, device=device)
+
+
+# -- on another device ----------------------------------------------------------------------------
+
+
+def made_on(run: Path, device: str, precision: str) -> None:
+    """Write down that the cells were computed on this device, in this precision."""
+    for path in run.glob("cells/*/metrics.json"):
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(numbers | {"device": device}), encoding="utf-8")
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config["arm"]["training"]["precision"] = precision
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_a_run_of_a_gpu_predicts_on_a_machine_without_one_and_says_so(
+    run: Path,
+    made: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level(logging.INFO):
+        expected = predicted(made("several labels"))
+        assert "trained on" not in caplog.text
+        made_on(run, "NVIDIA H100 80GB HBM3", "bf16")
+        assert predicted(run).tobytes() == expected.tobytes(), "the CPU computes in fp32"
+    assert "trained on a GPU in bf16, predicted on cpu in fp32" in caplog.text
+
+
+def test_a_run_of_the_cpu_stays_there_where_a_gpu_is(
+    made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = predicted(made("several labels"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert predicted(made("several labels")).tobytes() == expected.tobytes()
+
+
+def test_a_run_of_a_gpu_goes_to_the_gpu_where_one_is(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_on(run, "NVIDIA H100 80GB HBM3", "fp32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked: list[torch.device] = []
+
+    def move(model: torch.nn.Module, device: torch.device) -> None:
+        asked.append(device)
+        raise RuntimeError("no GPU in this test")
+
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    assert "--device cuda cannot be used (no GPU in this test)" in refused(run)
+    assert asked == [torch.device("cuda")]

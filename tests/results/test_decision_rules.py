@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from competition_kit.results.decision_rules import (
     Rule,
     Temperature,
     Thresholds,
+    Unchanged,
     suitable_rule,
 )
 from competition_kit.results.metrics import METRICS, Metric, decide
@@ -130,6 +132,81 @@ def test_a_metric_of_the_users_own_gets_a_rule_for_decisions() -> None:
     targets = (probabilities > 0.3).astype(int)
     rule = kind.fit(probabilities, Objective(mine, targets, ("a", "b"), np.arange(60)))
     assert mine.score(targets, rule(probabilities), ("a", "b")) > 0.97
+
+
+# -- what gains nothing ------------------------------------------------------------------------
+
+KINDS = [
+    ("macro_f1", False),
+    ("mcc", False),
+    ("macro_f1", True),
+    ("accuracy", True),
+    ("qwk", False),
+    ("log_loss", False),
+    ("log_loss", True),
+]
+
+
+def task_of(seed: int, rows: int, multi_label: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return targets and probabilities that know a little of them."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(rows, 3))
+    if multi_label:
+        return (logits + generator.normal(size=(rows, 3)) > 0).astype(int), expit(logits)
+    return (logits + generator.gumbel(size=(rows, 3))).argmax(axis=1), softmax(logits, axis=1)
+
+
+@pytest.mark.parametrize(("metric", "multi_label"), KINDS)
+def test_a_rule_beats_the_plain_decision_in_sample_or_is_left_out(
+    metric: str, multi_label: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("competition_kit.results.decision_rules.BAGS", 2)
+    changed = set()
+    for seed in range(12):
+        targets, probabilities = task_of(seed, 12 if seed % 2 else 25, multi_label)
+        objective = Objective(METRICS[metric], targets, ABC, np.arange(len(targets)) % 5)
+        rule = fitted(metric, targets, probabilities)
+        plain, ruled = (objective.value(p) for p in (probabilities, rule(probabilities)))
+        assert (ruled > plain) is not isinstance(rule, Unchanged)
+        changed.add(ruled > plain)
+    assert True in changed
+
+
+@pytest.mark.parametrize(("metric", "multi_label"), KINDS)
+def test_a_search_that_ends_below_the_plain_decision_is_not_believed(
+    metric: str, multi_label: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a search returns: here numbers that are far off, for probabilities that are right."""
+    targets, _ = task_of(0, 60, multi_label)
+    truth = targets if multi_label else np.eye(3)[targets]
+    probabilities = 0.6 * truth + 0.4 / (2 if multi_label else 3)
+    monkeypatch.setattr(
+        "competition_kit.results.decision_rules._bagged",
+        lambda start, *rest: np.linspace(0.85, 0.9, len(start)) if start[0] else 3.0 * np.arange(3),
+    )
+    monkeypatch.setattr(
+        "scipy.optimize.minimize_scalar", lambda *_, **__: SimpleNamespace(x=np.log(9.0))
+    )
+    rule = fitted(metric, targets, probabilities)
+    assert isinstance(rule, Unchanged)
+    np.testing.assert_array_equal(rule(probabilities), probabilities)
+    kind = suitable_rule(METRICS[metric], multi_label)
+    assert kind is not None
+    said = rule.settings(ABC)
+    assert set(said.values()) == ({kind.neutral} if kind.neutral is not None else set())
+    if kind.name in ("class multipliers", "thresholds"):
+        assert tuple(said) == ABC
+
+
+def test_a_label_whose_plain_threshold_is_best_keeps_it() -> None:
+    generator = np.random.default_rng(0)
+    targets = generator.integers(2, size=(200, 2))
+    probabilities = 0.2 + 0.6 * targets
+    probabilities[:, 1] /= 2  # this label's model never reaches 0.5
+    rule = fitted("macro_f1", targets, probabilities)
+    assert isinstance(rule, Thresholds)
+    assert rule.values[0] == 0.5
+    assert 0.1 < rule.values[1] < 0.4
 
 
 # -- known truths ------------------------------------------------------------------------------

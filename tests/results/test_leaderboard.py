@@ -13,7 +13,8 @@ from scipy.stats import spearmanr
 from competition_kit.errors import InputError
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.leaderboard import Board, correlation, leaderboards, render
-from competition_kit.results.recorded import Recorded, read_recorded, record_score
+from competition_kit.results.metrics import METRICS
+from competition_kit.results.recorded import RANGES, Recorded, read_recorded, record_score
 
 ARM = {
     "model": "org/Encoder",
@@ -177,6 +178,24 @@ def test_cost_is_in_plain_steps(tmp_path: Path) -> None:
     assert "3.33x  1 min 01 s" in render(only(tmp_path))
 
 
+def test_runs_with_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    make(tmp_path, "none-1", folds(0.5))
+    assert "differs in" not in render(only(tmp_path))
+    make(tmp_path, "none-2", folds(0.7), training={"epochs": 3, "lr": 1e-4})
+    make(tmp_path, "none-3", folds(0.6), training={"epochs": 2, "lr": 2e-5})
+    (tmp_path / "ensemble-final").mkdir()
+    blended = {"metric": "accuracy", "mean": 0.4, "sd": 0.1, "oof_of_mean": 0.8}
+    (tmp_path / "ensemble-final" / "metrics.json").write_text(json.dumps(blended), "utf-8")
+    _, header, _, *rows = render(only(tmp_path)).splitlines()
+    place = header.index("differs in")
+    assert [(row.split()[0], row[place:]) for row in rows] == [
+        ("none-2", "epochs 3, lr 0.0001"),
+        ("none-3", "epochs 2, lr 2e-05"),
+        ("none-1", "epochs 2, lr 0.0001"),
+        ("ensemble-final", ""),
+    ]
+
+
 # -- held-out and recorded scores -----------------------------------------------------------------
 
 
@@ -217,6 +236,45 @@ def test_only_numbers_are_recorded(tmp_path: Path, score: float) -> None:
     with pytest.raises(InputError, match="is no score"):
         record_score(folder, public=score)
     assert not folder.recorded.exists()
+
+
+def test_each_of_the_kits_metrics_has_a_range() -> None:
+    assert RANGES.keys() == METRICS.keys()
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "said"),
+    [
+        ("accuracy", 84.2, "84.2 is outside the range of accuracy, the run's metric (0 to 1), "),
+        ("accuracy", 84.2, ", did you mean 0.842?; if the competition shows another metric, "),
+        ("macro_f1", -0.2, ", did you mean 0.2?;"),
+        ("mcc", -41.5, ", did you mean -0.415?;"),
+        ("qwk", 1.01, ", did you mean 0.0101?;"),
+        ("log_loss", -0.35, "log_loss, the run's metric (0 or more), did you mean 0.35?;"),
+        ("roc_auc", 842.0, "roc_auc, the run's metric (0 to 1); if the competition"),
+    ],
+)
+def test_a_score_outside_the_metrics_range_is_refused(
+    tmp_path: Path, metric: str, score: float, said: str
+) -> None:
+    folder = make(tmp_path, "a", folds(0.5), metric=metric)
+    for where in ("public", "private"):
+        with pytest.raises(InputError) as caught:
+            record_score(folder, **{where: score})
+        assert said in str(caught.value)
+    assert not folder.recorded.exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "score"),
+    [("accuracy", 0.0), ("accuracy", 1.0), ("mcc", -1.0), ("log_loss", 7.5), ("mine:rmse", -84.2)],
+)
+def test_a_score_inside_the_metrics_range_is_kept(
+    tmp_path: Path, metric: str, score: float
+) -> None:
+    """A user's own metric may have any."""
+    record_score(make(tmp_path, "a", folds(0.5), metric=metric), public=score)
+    assert only(tmp_path).entries[0].given == {"public": score}
 
 
 def test_a_score_needs_a_submission_and_a_record_its_keys(tmp_path: Path) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from competition_kit.data.competition import Competition, Rows
 from competition_kit.data.rules import Rules
 from competition_kit.errors import InputError, KitError
+from competition_kit.files import write_csv
 from competition_kit.results.findings import Finding
 from competition_kit.results.submission import make_submission
 from competition_kit.results.submission_check import (
@@ -320,6 +324,40 @@ def blank_line(sheet: Sheet, data: st.DataObject, form: Form) -> Expected:
     return Expected("blank line", len(sheet.rows) + 2, level="warning")
 
 
+def other_sum(sheet: Sheet, data: st.DataObject, form: Form) -> Expected:
+    row = data.draw(st.integers(0, len(sheet.rows) - 1))
+    column = data.draw(st.integers(1, len(sheet.header) - 1))
+    right = float(sheet.rows[row][column])
+    far = st.floats(0, 1).filter(lambda value: abs(value - right) > 0.0025)  # 3 classes, rounded
+    sheet.rows[row][column] = repr(data.draw(far))
+    return Expected("sum of probabilities", row + 2, value="not to 1")
+
+
+def cut_off(sheet: Sheet, data: st.DataObject, form: Form) -> Expected:
+    """A copy that broke off before the last row, in the middle of a line perhaps."""
+    whole = data.draw(st.integers(1, len(sheet.rows) - 2))
+
+    def encode(text: str) -> bytes:
+        header, *lines = text.splitlines(keepends=True)
+        half = data.draw(st.integers(0, len(lines[whole]) - 2))
+        rest = "" if '"' in lines[whole] else lines[whole][:half]
+        return "".join([header, *lines[:whole], rest]).encode()
+
+    sheet.encode = encode
+    return Expected("missing id", column=form.rules.id)
+
+
+def header_alone(sheet: Sheet, data: st.DataObject, form: Form) -> Expected:
+    sheet.rows.clear()
+    return Expected("no rows", value="nothing stands below the header")
+
+
+def binary(sheet: Sheet, data: st.DataObject, form: Form) -> Expected:
+    content, said = data.draw(st.sampled_from(BINARY))
+    sheet.encode = lambda text: content
+    return Expected("no text file", value=said)
+
+
 def constant(sheet: Sheet, data: st.DataObject, form: Form) -> Expected:
     for row in sheet.rows:
         row[1:] = form.values[1]
@@ -333,6 +371,14 @@ def like_the_sample(sheet: Sheet, data: st.DataObject, form: Form) -> Expected:
 
 
 EVERY = tuple(FORMS)
+BINARY = [
+    (b"PK\x03\x04\x14\0\0\0", "a zip archive or an Excel workbook"),
+    (b"\x1f\x8b\x08\0", "a gzip archive"),
+    (b"PAR1\x15\x04", "a Parquet file"),
+    (b"\xd0\xcf\x11\xe0\xa1", "an Excel workbook"),
+    (bytes(range(256)), "29 of 256 bytes stand in no text"),
+    (bytes(1000), "binary data"),
+]
 CORRUPTIONS: dict[str, tuple[Corrupt, tuple[str, ...]]] = {
     "empty": bad_cell("", "nan", "NaN", "NULL", "None", rule="missing value", forms=EVERY),
     "infinite": bad_cell("inf", "-inf", "Infinity", rule="infinite value", forms=EVERY),
@@ -369,6 +415,10 @@ CORRUPTIONS: dict[str, tuple[Corrupt, tuple[str, ...]]] = {
     "byte order mark": (byte_order_mark, EVERY),
     "line ends": (windows_lines, EVERY),
     "blank line": (blank_line, EVERY),
+    "sum": (other_sum, ("probabilities",)),
+    "cut off": (cut_off, EVERY),
+    "header alone": (header_alone, EVERY),
+    "binary": (binary, EVERY),
     "constant": (constant, EVERY),
     "sample": (like_the_sample, tuple(name for name in EVERY if name != "probabilities")),
 }
@@ -399,6 +449,61 @@ def test_any_single_corruption_is_found_and_named(
         assert not checked.errors
     for finding in checked.findings:
         assert finding.problem and finding.remedy
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_other_text_in_any_cell_is_found(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever it is: unless the text is a valid prediction, too, its cell is named."""
+    form = FORMS[data.draw(st.sampled_from(EVERY))]
+    toy, sheet = form.competition(), form.sheet()
+    row = data.draw(st.integers(0, len(IDS) - 1))
+    column = data.draw(st.integers(0, len(form.columns)))
+    text = data.draw(st.text() | st.floats().map(repr) | st.integers().map(str))
+    table = pd.DataFrame(sheet.rows, columns=sheet.header, dtype=object)
+    table.iloc[row, column] = text
+    assume(text != sheet.rows[row][column])
+    assume(text.count("\0") < 2)  # in a file as small as this, more of them make it binary
+    assume(column == 0 or not is_valid(text, form))
+
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    write_csv(path, table)
+    checked = check_file(path, toy)
+
+    # a line break in the text moves the rows below it, and a lost byte is named by its line alone
+    at = {(finding.row, finding.column) for finding in checked.errors}
+    assert at & {(row + 2, sheet.header[column]), (row + 2, None)}, (text, checked.findings)
+
+
+def is_valid(text: str, form: Form) -> bool:
+    """Return whether a competition takes this text as a prediction."""
+    rules = form.rules
+    if rules.submission != "label":
+        try:
+            number = float(text) if text.isascii() else math.nan
+        except ValueError:
+            return False
+        return 0 <= number <= 1 and "_" not in text
+    if rules.label_separator is None:
+        return text in (form.classes if len(rules.label) == 1 else ("0", "1"))
+    parts = [part.strip() for part in text.split(rules.label_separator) if part.strip()]
+    return text == rules.empty_label or (
+        bool(parts) and set(parts) <= set(form.classes) and len(set(parts)) == len(parts)
+    )
+
+
+def test_three_digits_are_enough_for_a_sum() -> None:
+    """Each class may be rounded by 0.0005, however many there are."""
+    classes = tuple(f"c{number:02d}" for number in range(40))
+    form = replace(FORMS["probabilities"], classes=classes, columns=classes, neutral="0.025")
+    toy = form.competition(sample=False)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(40), size=len(IDS))
+    for digits, passes in ((3, True), (1, False)):
+        table = pd.DataFrame(np.round(probabilities, digits), columns=pd.Index(classes))
+        table.insert(0, "id", list(IDS))
+        assert (not check_table(table, toy).errors) is passes
 
 
 def test_rows_that_do_not_sum_to_one() -> None:
@@ -473,14 +578,51 @@ def test_without_a_sample_names_and_order_are_said_to_be_unchecked(tmp_path: Pat
     assert "no sample_submission.csv" in line
 
 
-def test_an_empty_file_and_a_missing_one(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused_with_a_remedy(tmp_path: Path) -> None:
     toy = FORMS["label"].competition()
+    places = {
+        tmp_path / "none.csv": "none.csv: no such file; give a submission's CSV file",
+        tmp_path: "is a folder; give a CSV file in it",
+        Path(os.devnull): "is no file on a disk, but a device or a pipe; give a submission's",
+    }
+    for path, said in places.items():
+        with pytest.raises(InputError) as caught:
+            check_file(path, toy)
+        assert str(caught.value).startswith(f"{path}: ") and said in str(caught.value)
+    (tmp_path / "submission.csv").touch()
+    with pytest.raises(InputError, match=r"is a folder; give .*/submission\.csv$"):
+        check_file(tmp_path, toy)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule", "unchecked"),
+    [
+        (b"", "empty file", False),
+        (b"\n \r\n", "empty file", False),
+        (bytes(range(256)) * 4, "no text file", False),
+        (b"id,label\n", "no rows", False),
+        (b'id,label\n007,"good\n', "does not parse", True),
+        ("id,label\n007,坏\n".encode("utf-16"), "encoding", False),
+    ],
+)
+def test_a_file_with_nothing_to_check_is_one_finding(
+    tmp_path: Path, content: bytes, rule: str, unchecked: bool
+) -> None:
     path = tmp_path / "submission.csv"
-    with pytest.raises(InputError, match=r"submission\.csv: no such file"):
-        check_file(path, toy)
-    path.write_bytes(b"\n")
+    path.write_bytes(content)
+    checked = check_file(path, FORMS["label"].competition())
+    assert next(finding.rule for finding in checked.findings) == rule
+    if rule != "encoding":  # there the rest can be read, and its rows are checked
+        assert len(checked.findings) == 1
+    assert [bool(line) for line in checked.unchecked] == [True] * unchecked
+
+
+def test_a_header_alone_is_refused_where_no_test_file_says_how_many_rows(tmp_path: Path) -> None:
+    toy = replace(FORMS["label"].competition(sample=False), test=Rows((), ()))
+    path = tmp_path / "submission.csv"
+    path.write_text("id,label\n", encoding="utf-8")
     (finding,) = check_file(path, toy).findings
-    assert finding.rule == "empty file"
+    assert finding.rule == "no rows"
 
 
 # -- before the kit writes one --------------------------------------------------------------------
@@ -505,10 +647,12 @@ def test_a_submission_that_would_be_rejected_is_not_made() -> None:
         make_submission(toy, np.full((len(IDS), 3), 0.5))
 
 
-def test_warnings_stop_nothing() -> None:
+def test_warnings_are_said_and_stop_nothing(caplog: pytest.LogCaptureFixture) -> None:
     toy = FORMS["label"].competition()
     constant = np.tile([0.1, 0.8, 0.1], (len(IDS), 1))
-    table = make_submission(toy, constant)
+    with caplog.at_level(logging.WARNING):
+        table = make_submission(toy, constant)
+    assert "the submission: constant predictions: every row says 'so so'; look" in caplog.text
     assert [finding.rule for finding in check_table(table, toy).findings] == [
         "constant predictions"
     ]
