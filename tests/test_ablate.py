@@ -6,17 +6,25 @@ import contextlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import softmax
+from sklearn.metrics import f1_score
 
+from competition_kit.approach import parse_approach
 from competition_kit.cli import main
+from competition_kit.commands import ablate as command
+from competition_kit.commands.ablation_output import WIDTH, print_deltas
+from competition_kit.harness import ablation as harness
 
 QUICK = ["--epochs", "1", "--folds", "3", "--workers", "1", "--lr", "1e-3", "--device", "cpu"]
 
@@ -85,6 +93,23 @@ def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("competition_kit.commands.ablation_output.write_report", lambda folder: [])
 
 
+@pytest.fixture
+def _slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look of the command at the clock is a minute later."""
+    clock = iter(range(0, 10**6, 60))
+    stand_in = SimpleNamespace(monotonic=lambda: float(next(clock)))
+    monkeypatch.setattr(harness, "time", stand_in)
+    monkeypatch.setattr(command, "time", stand_in)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".lock")
+    }
+
+
 def test_every_delta_is_the_mean_of_paired_cells_and_every_file_is_there(lab: Lab):
     printed = lab.ablate("--arms", "fgm", "ema", "--seeds", "0", "1")
 
@@ -96,8 +121,12 @@ def test_every_delta_is_the_mean_of_paired_cells_and_every_file_is_there(lab: La
         assert arm["delta"] == pytest.approx(gain.mean(), abs=1e-12)
         assert arm["wins"] == (gain > 0).sum()
         assert arm["low"] <= arm["delta"] <= arm["high"]
-        assert f"{arm['delta']:+.4f}" in printed
+        assert f"{arm['delta']:+.4f} [{arm['low']:+.4f}, {arm['high']:+.4f}]" in printed
         assert arm["sentence"]
+    assert not [line for line in printed.splitlines() if len(line) > WIDTH and "/" not in line]
+    for found in re.finditer(r"[+-]\d\.\d{4}", printed):
+        before, after = printed[: found.start()], printed[found.end() :]
+        assert before.endswith(("[", ", ")) or after.startswith((" [", " (no interval)"))
     assert lab.arm("fgm")["cost"]["passes"] == pytest.approx(2.0)
     assert lab.arm("A/A")["seeds"] == [1000, 1001]
     assert lab.arm("A/A")["p_holm"] is None, "a control is in no family"
@@ -146,17 +175,14 @@ def test_a_dry_run_prints_the_plan_and_computes_nothing(lab: Lab):
     assert "expected: " in printed
 
 
-@pytest.mark.usefixtures("_no_report")
+@pytest.mark.usefixtures("_no_report", "_slow_clock")
 def test_a_time_budget_leaves_out_what_does_not_fit_and_says_so(
-    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    lab: Lab, capsys: pytest.CaptureFixture[str]
 ):
-    """The clock is the test's: each look at it is a minute later, and a cell takes a minute."""
-    import competition_kit.harness.ablation as module
-
-    clock = iter(range(0, 10**6, 60))
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
     lab.ablate("--arms", "fgm", "--seeds", "0", "1", "--time-budget", "7m")
-    assert 0 < lab.cells() < 18
+    done = {path.parent.name for path in lab.run_folder("fgm").glob("cells/*/metrics.json")}
+    assert done == {"seed0-fold0", "seed0-fold1"}, "seed by seed, fold by fold"
+    assert lab.cells() == 6, "baseline, A/A and arm of the same two folds"
     design = lab.content["design"]
     assert not design["complete"]
     assert any(line.startswith("fgm: ") for line in design["missing"])
@@ -164,21 +190,16 @@ def test_a_time_budget_leaves_out_what_does_not_fit_and_says_so(
     assert lab.arm("fgm")["pairs"] > 0, "whole pairs first"
     assert not (lab.run_folder("fgm") / "oof.csv").is_file(), "no run that is not whole"
 
-    monkeypatch.undo()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
     lab.ablate("--arms", "fgm", "--seeds", "0", "1")
     assert lab.content["design"]["complete"]
 
 
-@pytest.mark.usefixtures("_no_report")
+@pytest.mark.usefixtures("_no_report", "_slow_clock")
 def test_a_time_budget_that_no_cell_fits_in_fails_and_writes_nothing(
-    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    lab: Lab, capsys: pytest.CaptureFixture[str]
 ):
-    import competition_kit.harness.ablation as module
-
-    clock = iter(range(0, 10**6, 60))
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
     lab.ablate("--arms", "ema", "--seeds", "0", "--time-budget", "1s", code=1)
+    assert not list(lab.out.rglob("config.json")), "nothing was computed, so nobody computed it"
     assert "time budget ran out before a cell" in capsys.readouterr().err
     assert not list(lab.out.rglob("ablation.json"))
 
@@ -205,6 +226,7 @@ def test_an_arm_that_fails_later_stops_nobody(
     failed = lab.arm("fgm(epsilon=1e+38)")
     assert failed["delta"] is None
     assert "not computed" in failed["sentence"]
+    assert failed["verdict"] is None
     assert lab.arm("ema")["delta"] is not None
 
 
@@ -229,6 +251,19 @@ def test_equal_compute_gives_the_baseline_the_same_budget(lab: Lab):
     rivals = {found["against"]: found for found in lab.content["equal_compute"]}
     gain = np.array(lab.arm("fgm")["scores"]) - np.array(longer["scores"])
     assert rivals["none, 2 epochs"]["delta"] == pytest.approx(gain.mean(), abs=1e-12)
+    classes = lab.content["competition"]["classes"]
+    truth = np.array([*map(classes.index, pd.read_csv(lab.data / "train.csv")["label"])])
+    by_hand = np.empty((2, 3))
+    for seed, fold in np.ndindex(2, 3):
+        found = [
+            np.load(lab.run_folder("none") / f"cells/seed{number}-fold{fold}/predictions.npz")
+            for number in (seed, seed + 1000)
+        ]
+        assert (found[0]["valid_rows"] == found[1]["valid_rows"]).all()
+        mean = sum(softmax(one["valid_logits"].astype(float), axis=1) for one in found)
+        rows, decided = found[0]["valid_rows"], mean.argmax(axis=1)
+        by_hand[seed, fold] = f1_score(truth[rows], decided, average="macro", zero_division=0)
+    np.testing.assert_allclose(averaged["scores"], by_hand)
     gain = np.array(lab.arm("fgm")["scores"]) - np.array(averaged["scores"])
     assert rivals["none, 2 seeds averaged"]["delta"] == pytest.approx(gain.mean(), abs=1e-12)
     assert "at equal compute" in printed
@@ -241,10 +276,16 @@ def test_lower_is_better_turns_the_sign(lab: Lab):
     assert lab.arm("fgm")["delta"] == pytest.approx(gain.mean(), abs=1e-12)
 
 
-@pytest.mark.usefixtures("_no_report")
 def test_several_competitions_run_together(
-    lab: Lab, competition_folder: Callable[..., Path], model_folder: Callable[[str], Path]
+    lab: Lab,
+    competition_folder: Callable[..., Path],
+    model_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    for name in ("cost_plot", "curve_plot", "pair_plot", "_class_plot"):  # a second each
+        monkeypatch.setattr(
+            f"competition_kit.results.report.ablation_report.{name}", lambda *_: None
+        )
     other = competition_folder("labels", task="multi_label", rows=48)
     printed = lab.run(
         "ablate",
@@ -254,7 +295,19 @@ def test_several_competitions_run_together(
     )
     for name in (lab.data.name, other.name):
         assert list((lab.out / name).glob("ablation-*/deltas.csv"))
-    assert "across competitions" in printed
+    said = "2 data sets: too few to say anything across data sets, that takes 5"
+    assert f"across competitions:\n  {said}" in printed
+    (overview,) = lab.out.glob("ablation-*")
+    assert str(overview / "report.html") in printed
+    deltas = pd.read_csv(overview / "deltas.csv")
+    assert deltas["competition"].tolist() == [lab.data.name] * 3 + [other.name] * 3
+    assert pd.read_csv(overview / "across.csv")["conclusion"].unique().tolist() == [said]
+    for folder in (overview, *lab.out.glob("*/ablation-*")):
+        for name in ("report.html", "report.md"):
+            text = (folder / name).read_text(encoding="utf-8")
+            assert said in text
+            for one in (lab.data.name, other.name):
+                assert one in text
 
 
 @pytest.mark.usefixtures("_no_report")
@@ -309,6 +362,198 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert part in error
+
+
+# -- who computed what --------------------------------------------------------------------------
+
+
+def commit(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for module in ("provenance", "running", "ablation_result"):
+        monkeypatch.setattr(f"competition_kit.harness.{module}.git_commit", lambda: name)
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_an_analysis_that_computes_nothing_leaves_the_runs_alone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+):
+    commit(monkeypatch, "first")
+    lab.ablate("--arms", "ema", "--seeds", "0", "1")
+    run, baseline = lab.run_folder("ema"), lab.run_folder("none")
+    (run / "held_out.json").write_text("{}", encoding="utf-8")
+    before = {**files_of(run), **files_of(baseline)}
+
+    commit(monkeypatch, "second")
+    lab.ablate("--arms", "ema", "--seeds", "0", "1", "--rope", "0.01")
+    assert {**files_of(run), **files_of(baseline)} == before
+    assert lab.content["git_commit"] == "second"
+    assert [found["commit"] for found in lab.content["cell_commits"]] == ["first"]
+
+    lab.ablate("--arms", "ema", "--seeds", "1", "0")
+    config = json.loads((run / "config.json").read_text("utf-8"))
+    assert (config["seeds"], config["git_commit"]) == ([1, 0], "first")
+    metrics = json.loads((run / "metrics.json").read_text("utf-8"))
+    assert [cell["seed"] for cell in metrics["cells"]] == [1] * 3 + [0] * 3, (
+        "other seeds, other run"
+    )
+    (run / "config.json").unlink()
+    (run / "oof.csv").unlink()
+    (run / "metrics.json").unlink()
+    lab.ablate("--arms", "ema", "--seeds", "1", "0")
+    assert (run / "oof.csv").is_file()
+    assert json.loads((run / "config.json").read_text("utf-8"))["git_commit"] == "second"
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_cells_of_different_commits_are_announced(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    commit(monkeypatch, "0123456789abcdef")
+    lab.ablate("--arms", "ema", "--seeds", "0", "1")
+    assert "commits of the kit" not in capsys.readouterr().err
+    commit(monkeypatch, "fedcba9876543210+changes")
+    lab.ablate("--arms", "ema", "neftune", "--seeds", "0", "1")
+    assert (
+        "the cells come from 2 commits of the kit, and what changed between these is in the "
+        "deltas, too: 0123456789 (none, A/A, ema); fedcba9876+changes (neftune)"
+    ) in capsys.readouterr().err
+    assert [(x["cells"], x["arms"]) for x in lab.content["cell_commits"]] == [
+        (18, ["none", "A/A", "ema"]),
+        (6, ["neftune"]),
+    ]
+    lab.run("compare", str(lab.run_folder("neftune")), str(lab.run_folder("none")))
+    assert "2 commits of the kit" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_cells_of_a_gpu_are_compared_where_there_is_none(lab: Lab):
+    lab.ablate("--arms", "ema", "--seeds", "0")
+    for path in lab.out.rglob("cells/*/metrics.json"):
+        numbers = json.loads(path.read_text("utf-8"))
+        path.write_text(json.dumps({**numbers, "device": "A card"}), encoding="utf-8")
+    card = {"processor": "Its CPU", "cores": 16, "device": "A card", "memory_gb": 80.0}
+    for path in lab.out.rglob("config.json"):
+        settings = json.loads(path.read_text("utf-8"))
+        path.write_text(json.dumps({**settings, "machine": card}), encoding="utf-8")
+    (lab.folder / "ablation.json").unlink()  # that machine had not the packages to compare
+    lab.ablate("--arms", "ema", "--seeds", "0")
+    assert lab.content["machine"] == card
+
+
+# -- small print --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_two_folds_and_one_seed_say_that_they_can_detect_nothing(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+):
+    printed = lab.ablate("--arms", "fgm", "--seeds", "0", "--folds", "2")
+    said = "2 folds x 1 seed can detect nothing, expect no evidence of any arm"
+    assert said in " ".join(printed.split())
+    assert lab.content["design"]["too_small"].startswith(said)
+    assert said in capsys.readouterr().err, "once more beside the results"
+    arm = lab.arm("fgm")
+    assert "two folds, one degree of freedom" in arm["note"] or "every difference" in arm["note"]
+    assert arm["note"] in " ".join(printed.split())
+    assert "NaN" not in (lab.folder / "ablation.json").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_a_metric_that_a_fold_does_not_define_leaves_that_fold_out(lab: Lab):
+    """A fold of one class has no area under a curve."""
+    table = pd.read_csv(lab.data / "train.csv")
+    table["label"] = ["good", "bad"] * (len(table) // 2)
+    folds = np.arange(len(table)) % 3
+    table["fold"] = folds
+    table.loc[folds == 2, "label"] = "good"
+    table.to_csv(lab.data / "train.csv", index=False)
+    (lab.data / "competition.toml").write_text(
+        'label = "label"\ntext = ["text"]\nid = "id"\nclasses = ["good", "bad"]\n'
+        '[cv]\nscheme = "predefined"\nfold = "fold"\n',
+        encoding="utf-8",
+    )
+    (lab.data / "solution.csv").unlink()
+    (lab.data / "sample_submission.csv").unlink()
+    (lab.data / "test.csv").unlink()
+    where = ["--data", str(lab.data), "--model", str(lab.model), "--out", str(lab.out)]
+    printed = lab.run(
+        "ablate",
+        *where,
+        *("--epochs", "1", "--workers", "1", "--lr", "1e-3", "--device", "cpu"),
+        *("--arms", "fgm", "--seeds", "0", "1", "--metric", "roc_auc"),
+    )
+    arm = lab.arm("fgm")
+    assert [layer[2] for layer in arm["scores"]] == [None, None]
+    assert arm["pairs"] == 4
+    assert arm["note"].startswith("2 of 6 cells are missing or undefined")
+    gain = np.array(arm["scores"], dtype=float) - np.array(lab.arm("none")["scores"], dtype=float)
+    assert arm["delta"] == pytest.approx(gain[:, :2].mean())
+    assert arm["low"] is not None or "is the same" in arm["note"]
+    assert "NaN" not in (lab.folder / "ablation.json").read_text("utf-8")
+    assert "2 of 6 cells are missing or undefined" in printed
+
+
+def test_pairs_are_made_of_arms_that_go_together(caplog: pytest.LogCaptureFixture):
+    options = SimpleNamespace(arms=["neftune", "fgm", "pgd", "neftune+fgm"], pairs=True)
+    found = command._asked(options, parse_approach("none"))
+    assert [(arm.name, arm.role, arm.parts) for arm in found] == [
+        ("neftune", "arm", None),
+        ("fgm", "arm", None),
+        ("pgd", "arm", None),
+        ("neftune+fgm", "arm", ("neftune", "fgm")),
+        ("neftune+pgd", "pair", ("neftune", "pgd")),
+    ]
+    assert "no pair of fgm and pgd" in caplog.text
+    options = SimpleNamespace(arms=["neftune", "fgm"], pairs=False)
+    assert [arm.parts for arm in command._asked(options, parse_approach("none"))] == [None, None]
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_equal_compute_plans_as_many_epochs_and_seeds_as_the_arm_costs(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+):
+    """PGD of three steps costs 3.33 times the baseline; EMA costs nothing."""
+    printed = lab.ablate("--arms", "pgd", "ema", "--equal-compute", "--seeds", "0", "--dry-run")
+    assert "none, 3 epochs" in printed
+    assert "none, seeds + 2000" in printed
+    assert "none, seeds + 3000" not in printed
+    assert "ema costs no more than the baseline" in capsys.readouterr().err
+    assert lab.cells() == 0
+
+
+def test_long_names_get_a_line_of_their_own(capsys: pytest.CaptureFixture[str]):
+    name = "neftune(alpha=10.0)+fgm(epsilon=0.5), rdrop(alpha=0.5), ema(decay=0.999)"
+    numbers = {"delta": -0.5, "low": -0.75, "high": None}
+    arm: dict[str, Any] = {
+        **numbers,
+        "arm": name,
+        "role": "exploratory",
+        "mean": 0.123456,
+        "sd": None,
+        "p_value": 0.0001,
+        "p_holm": None,
+        "p_better": 0.1,
+        "p_same": 0.2,
+        "p_worse": 0.7,
+        "wins": 1,
+        "ties": 2,
+        "pairs": 15,
+        "held_out": None,
+        "held_out_delta": None,
+        "cost": {"passes": 2.0, "seconds": 3.0, "cpu_seconds": 4.0, "peak_memory": None},
+        "verdict": "practically the same",
+        "note": "a note",
+        "failure": "",
+    }
+    print_deltas([arm, {**arm, "arm": "short", "role": "arm"}], level=0.9, on_cpu=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= WIDTH for line in lines)
+    assert lines[2] == f"  {name} (exploratory)"
+    assert sum("-0.5000 (no interval)" in line for line in lines) == 2
+    assert "<0.001" in lines[3] and "1-2-12" in lines[3]
+    assert lines[4].startswith("  short ")
+    assert "delta [90% interval]" in lines[0]
+    assert "3.00x" in "".join(lines) and "4.00x" not in "".join(lines)
+    assert lines[-1] == f"  {name}, short: a note"
 
 
 @pytest.mark.parametrize("value", ["8", "h", "", "0h", "8 hours"])

@@ -28,6 +28,8 @@ from competition_kit.commands.flags import (
 )
 from competition_kit.commands.setup import Setup, set_up
 from competition_kit.errors import InputError
+from competition_kit.strategies.base import layers
+from competition_kit.strategies.none import Plain
 
 if TYPE_CHECKING:
     from competition_kit.harness.ablation import AblationArm, Study
@@ -139,12 +141,19 @@ def run(options: argparse.Namespace) -> int:
 
     from competition_kit.commands.ablation_output import (
         print_across,
+        print_legend,
         print_plan,
         print_result,
+        print_written,
         write_report,
     )
     from competition_kit.data.folds import audit
-    from competition_kit.harness.ablation import ablation_folder, lock_folders, run_ablation
+    from competition_kit.harness.ablation import (
+        ablation_folder,
+        lock_folders,
+        overview_folder,
+        run_ablation,
+    )
     from competition_kit.harness.engines.local import place
     from competition_kit.progress import Progress, bar_of_unknown_length
     from competition_kit.results.floor import cached_floor
@@ -155,7 +164,13 @@ def run(options: argparse.Namespace) -> int:
             log.warning("%s: %s", study.competition.name, finding)
     folders = [ablation_folder(study, options.name) for study in studies]
     cells = sum(len(arm.plan.cells) for study in studies for arm in study.everything())
-    placement = place(cells, setups[0].device, options.workers)
+    placement = place(
+        cells,
+        setups[0].device,
+        options.workers,
+        fast_paths=not options.no_fast_paths,
+        deterministic=options.deterministic,
+    )
     costs = _costs(studies, placement, {})
     if options.equal_compute:
         for setup, study in zip(setups, studies, strict=True):
@@ -206,7 +221,7 @@ def run(options: argparse.Namespace) -> int:
             on_cell=announce,
         )
         try:
-            from competition_kit.harness.ablation_result import conclude
+            from competition_kit.harness.ablation_result import conclude, conclude_together
         except ModuleNotFoundError as error:  # a machine that can train has not always all of them
             log.warning(
                 "all cells are computed; for the deltas pip install %s, here or where you take %s",
@@ -217,13 +232,26 @@ def run(options: argparse.Namespace) -> int:
         contents = []
         for study, folder in zip(studies, folders, strict=True):
             with bar_of_unknown_length("comparing") as advance:
-                content = conclude(
-                    study, results, folder, rope=options.rope, command=command, on_row=advance
+                contents.append(
+                    conclude(
+                        study, results, folder, rope=options.rope, command=command, on_row=advance
+                    )
                 )
-            contents.append((content, folder, write_report(folder)))
-    for content, folder, reports in contents:
-        print_result(content, folder, reports)
-    print_across([content for content, _, _ in contents])
+        if len(studies) > 1:
+            overview = overview_folder(studies, options.name)
+            across = conclude_together(contents, folders, overview, command=command)["across"]
+            folders.append(overview)
+        reports = [write_report(folder) for folder in folders]
+    for content in contents:
+        print_result(content)
+    if len(studies) > 1:
+        print_across(across)
+    print_legend()
+    print_written(
+        path
+        for folder, written in zip(folders, reports, strict=True)
+        for path in (*sorted(folder.glob("*.csv")), folder / "ablation.json", *written)
+    )
     return 0
 
 
@@ -241,6 +269,9 @@ def _asked(options: argparse.Namespace, baseline: Approach) -> list[Asked]:
     singles = list(found.values())
     if options.pairs:
         for one, other in itertools.combinations(singles, 2):
+            if _parts(one.approach) & _parts(other.approach):
+                log.info("no pair of %s and %s: they have a part in common", one.name, other.name)
+                continue
             try:
                 both = combined(one.approach, other.approach)
             except InputError as error:
@@ -251,6 +282,10 @@ def _asked(options: argparse.Namespace, baseline: Approach) -> list[Asked]:
             else:
                 found[both] = Asked(str(both), "pair", both, (one.name, other.name))
     return list(found.values())
+
+
+def _parts(approach: Approach) -> set[type]:
+    return {*map(type, layers(approach.strategy)), *map(type, approach.tricks)} - {Plain}
 
 
 def _study(

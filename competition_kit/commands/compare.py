@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from competition_kit.commands.flags import not_negative
 from competition_kit.errors import InputError
 
 __all__ = ["add", "print_comparison"]
+
+log = logging.getLogger(__name__)
+
+LEVEL = 0.95
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,10 +44,12 @@ def print_comparison(run_a: Path, run_b: Path, rope: float) -> None:
     Raises:
         InputError: if one is no finished run, or they cannot be paired.
     """
-    from competition_kit.commands.ablation_output import print_deltas
+    from competition_kit.commands.ablation_output import print_deltas, print_legend
     from competition_kit.results.ablation import Contrast, analyse
     from competition_kit.results.ablation_files import row_json
+    from competition_kit.results.report.ablation_words import commits
     from competition_kit.results.run_record import paired_records, read_run
+    from competition_kit.results.statistics import too_small
 
     if run_a.resolve() == run_b.resolve():
         raise InputError("is one run given twice", file=run_a, remedy="give two runs")
@@ -52,19 +59,33 @@ def print_comparison(run_a: Path, run_b: Path, rope: float) -> None:
         Contrast(arm=against, against=against, role="baseline"),
         Contrast(arm=arm, against=against, role="arm"),
     ]
-    rows = analyse(contrasts, ours.metric, labels, rope=rope)
+    rows = analyse(contrasts, ours.metric, labels, rope=rope, level=LEVEL)
     direction = "" if ours.metric.greater_is_better else ", lower is better"
     print(
         f"\n{ours.metric.name}{direction}, {arm.scores.shape[1]} folds, "
         f"seeds {' '.join(map(str, arm.seeds))}"
     )
     found = [row_json(row) for row in rows]
-    print_deltas(found)
+    devices = {cell["device"] for run in (ours, baseline) for cell in run.metrics.get("cells", [])}
+    print_deltas(found, level=LEVEL, on_cpu=devices == {"cpu"})
     print(f"  {rows[1].sentence}")
+    print(f"  practically the same: within ±{rope:.4f} {ours.metric.name} (--rope)")
     for name, said in (
         ("oof_delta", "pooled OOF"),
         ("ensemble_delta", "pooled OOF after averaging the seeds"),
     ):
         ends = found[1][name]
         if ends is not None and ends["low"] is not None:
-            print(f"  {said}: {ends['delta']:+.4f} [{ends['low']:+.4f}, {ends['high']:+.4f}]")
+            print(
+                f"  {said}: {ends['delta']:+.4f} {ours.metric.name}, {LEVEL:.0%} bootstrap "
+                f"interval [{ends['low']:+.4f}, {ends['high']:+.4f}]"
+            )
+    print_legend()
+    computed_by: dict[str | None, list[str]] = {}
+    for run in (ours, baseline):
+        for commit in run.metrics.get("commits", []):
+            computed_by.setdefault(commit, []).append(run.folder.path.name)
+    if said := commits([{"commit": key, "arms": arms} for key, arms in computed_by.items()]):
+        log.warning("%s", said)
+    if said := too_small(*arm.scores.shape, rows_tell=not labels.folds_are_sources):
+        log.warning("%s", said)

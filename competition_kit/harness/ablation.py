@@ -15,11 +15,13 @@ import numpy as np
 
 from competition_kit.data.competition import Competition
 from competition_kit.errors import InputError, KitError
+from competition_kit.files import hash_json
 from competition_kit.harness.cells import Cell, CellResult
 from competition_kit.harness.cross_validation import cell_score, gather, prepare_run, write_results
 from competition_kit.harness.engines.local import Placement
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.running import Task, run_tasks
+from competition_kit.harness.upkeep import keep_up
 from competition_kit.results.metrics import Metric
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ __all__ = [
     "Study",
     "ablation_folder",
     "lock_folders",
+    "overview_folder",
     "run_ablation",
 ]
 
@@ -49,6 +52,7 @@ class AblationArm:
             the baseline's folder with other seeds.
         parts: names of the two arms that a pair is made of.
         failures: what its cells raised.
+        computed: its cells that this process computed; the others were found.
     """
 
     name: str
@@ -57,6 +61,7 @@ class AblationArm:
     writes_run: bool = True
     parts: tuple[str, str] | None = None
     failures: list[KitError] = field(default_factory=list)
+    computed: list[Cell] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +116,13 @@ def ablation_folder(study: Study, name: str | None) -> Path:
     return plan.folder.path.parent / f"ablation-{name}"
 
 
+def overview_folder(studies: Sequence[Study], name: str | None) -> Path:
+    """Return where the results of several competitions go together, beside their own folders."""
+    plans = [study.baseline.plan for study in studies]
+    name = hash_json(sorted(plan.arm.hash for plan in plans))[:8] if name is None else name
+    return plans[0].folder.path.parent.parent / f"ablation-{name}"
+
+
 def lock_folders(studies: Iterable[Study], stack: ExitStack) -> None:
     """Hold the lock of every arm's run folder until the stack ends.
 
@@ -135,8 +147,10 @@ def run_ablation(
     """Compute what is missing, whole pairs first, and write the runs of the arms that are whole.
 
     The order is seed, fold, competition, arm: whenever it stops, what is there can be compared. An
-    arm whose training fails is left out from then on, and says so; the others go on. Must be called
-    with the folders locked (`lock_folders`).
+    arm whose training fails is left out from then on, and says so; the others go on. A run's
+    config.json says who computed its cells, so it is written when the first of them starts, and an
+    arm with nothing to compute keeps the one that it has. Must be called with the folders locked
+    (`lock_folders`).
 
     Args:
         seconds_of: estimate of a cell's duration, until cells of its arm have been measured.
@@ -150,14 +164,15 @@ def run_ablation(
     """
     owner: dict[Task, tuple[Study, AblationArm]] = {}
     for study in studies:
+        # a metric that cannot be computed says so here, before hours are spent
+        study.metric.score(study.competition.targets, study.floor, study.competition.classes)
         for arm in study.everything():
-            if arm.writes_run:
-                prepare_run(arm.plan, placement, study.floor, command)
             owner |= {Task(arm.plan, cell): (study, arm) for cell in arm.plan.cells}
     in_order = sorted(
         owner, key=lambda task: (task.plan.seeds.index(task.cell.seed), task.cell.fold)
     )
     measured: dict[AblationArm, list[float]] = {}
+    prepared: set[AblationArm] = set()
 
     def admit(task: Task) -> bool:
         study, arm = owner[task]
@@ -165,7 +180,12 @@ def run_ablation(
             return False
         known = measured.get(arm)
         expected = statistics.fmean(known) if known else seconds_of(arm)
-        return deadline is None or time.monotonic() + expected <= deadline
+        if deadline is not None and time.monotonic() + expected > deadline:
+            return False
+        if arm.writes_run and arm not in prepared:
+            prepare_run(arm.plan, placement, command)
+            prepared.add(arm)
+        return True
 
     results: dict[AblationArm, dict[Cell, CellResult]] = {arm: {} for _, arm in owner.values()}
     for task, outcome, computed in run_tasks(
@@ -183,6 +203,7 @@ def run_ablation(
             continue
         results[arm][task.cell] = outcome
         if computed:
+            arm.computed.append(task.cell)
             seconds = outcome.fit_seconds + outcome.predict_seconds
             measured.setdefault(arm, []).append(seconds)
         score = cell_score(study.metric, study.competition, outcome)
@@ -196,6 +217,9 @@ def run_ablation(
                 "give more, or run it without --time-budget"
             )
         for arm in study.everything():
-            if arm.writes_run and len(results[arm]) == len(arm.plan.cells):
+            whole = len(results[arm]) == len(arm.plan.cells)
+            if not (arm.writes_run and whole):
+                continue
+            if arm in prepared or keep_up(arm.plan, placement, command, study.metric.name):
                 write_results(arm.plan, gather(arm.plan, study.metric, results[arm], study.floor))
     return results

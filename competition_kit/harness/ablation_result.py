@@ -1,4 +1,4 @@
-"""From an ablation's cells to its folder: deltas.csv and ablation.json."""
+"""From an ablation's cells to its folder: deltas.csv and ablation.json; of several, an overview."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from competition_kit.files import read_json
 from competition_kit.harness.ablation import AblationArm, Averaged, Cells, Study
 from competition_kit.harness.cells import Cell, pass_units
 from competition_kit.harness.cross_validation import cell_score
+from competition_kit.harness.plan import Plan
 from competition_kit.harness.provenance import git_commit, machine, versions
 from competition_kit.harness.running import Task
 from competition_kit.results.ablation import (
@@ -28,12 +29,18 @@ from competition_kit.results.ablation import (
     paired_differences,
     practical_difference,
 )
-from competition_kit.results.ablation_files import comparison_json, row_json, write_ablation
+from competition_kit.results.ablation_across import side_by_side
+from competition_kit.results.ablation_files import (
+    comparison_json,
+    row_json,
+    write_ablation,
+    write_overview,
+)
 from competition_kit.results.held_out import held_out_targets
 from competition_kit.results.metrics import Metric, to_probabilities
-from competition_kit.results.statistics import holm, verdict
+from competition_kit.results.statistics import holm, too_small, verdict
 
-__all__ = ["conclude", "pilot_spread"]
+__all__ = ["conclude", "conclude_together", "pilot_spread", "rows_tell"]
 
 LEVEL = 0.95
 AGAINST_RIVALS: tuple[Role, ...] = ("equal epochs", "equal seeds")
@@ -70,7 +77,8 @@ def conclude(
         )
     else:
         spread, source = rope, "given"
-    looks = _looks(folder, study)
+    earlier = _earlier(folder)
+    looks = _looks(earlier, study)
     declared = set(looks[0]["arms"])
     contrasts = [Contrast(arm=baseline, against=baseline, role="baseline"), aa]
     for arm in study.arms:
@@ -87,15 +95,9 @@ def conclude(
     rows = analyse(contrasts, metric, _labels(study), rope=spread, level=LEVEL, on_row=advance)
     seeds_added = [seed for seed in plan.seeds if seed not in looks[0]["seeds"]]
     content = {
-        "name": folder.name.removeprefix("ablation-"),
-        "command": command,
-        "git_commit": git_commit(),
-        "cell_commits": sorted(
-            {str(result.commit) for found in cells.values() for result in found.values()}
-        ),
-        "versions": versions(),
-        "machine": machine(_device(cells)),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **_analysis(folder, command),
+        "cell_commits": _commits(cells),
+        **_trained_with(study, cells, earlier),
         "competition": _competition(study),
         "design": {
             "folds": list(plan.folds.names),
@@ -105,6 +107,7 @@ def conclude(
             "rope": spread,
             "rope_source": source,
             "minimum_detectable": _detectable(rows),
+            "too_small": too_small(len(plan.seeds), plan.folds.count, rows_tell=rows_tell(plan)),
             "method": next((r.comparison.method for r in rows if r.comparison is not None), ""),
             "training": plan.arm.training,
             "model": plan.arm.model,
@@ -119,6 +122,40 @@ def conclude(
     }
     write_ablation(folder, content)
     return content
+
+
+def conclude_together(
+    contents: Sequence[dict[str, Any]], folders: Sequence[Path], folder: Path, *, command: str
+) -> dict[str, Any]:
+    """Hold several competitions side by side, in a folder of their own and in each one's file.
+
+    Args:
+        contents, folders: of each competition's ablation.
+        folder: of the overview; the competitions' folders are beside it.
+    """
+    places = [path.relative_to(folder.parent).as_posix() for path in folders]
+    across = side_by_side(contents, places)
+    for content, path in zip(contents, folders, strict=True):
+        content["across"] = across
+        write_ablation(path, content)
+    overview = {**_analysis(folder, command), "across": across}
+    write_overview(folder, overview, contents)
+    return overview
+
+
+def _analysis(folder: Path, command: str) -> dict[str, Any]:
+    """Return what ablation.json says of the process that made it."""
+    return {
+        "name": folder.name.removeprefix("ablation-"),
+        "command": command,
+        "git_commit": git_commit(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def rows_tell(plan: Plan) -> bool:
+    """Return whether rows tell how much the data vary: not where folds are sources of their own."""
+    return plan.competition.rules.cv.scheme != "predefined"
 
 
 def pilot_spread(study: Study) -> float | None:
@@ -267,20 +304,54 @@ def _labels(study: Study) -> Labels:
         held_out=held_out_targets(competition),
         fold_of=study.baseline.plan.folds.fold_of,
         groups=competition.groups,
-        folds_are_sources=competition.rules.cv.scheme == "predefined",
+        folds_are_sources=not rows_tell(study.baseline.plan),
         classes=competition.classes,
     )
 
 
-def _looks(folder: Path, study: Study) -> list[dict[str, Any]]:
-    """Return the arms and seeds of earlier looks at results, and of this one if it is new."""
+def _earlier(folder: Path) -> dict[str, Any]:
+    """Return what an earlier look at results wrote; {} before there was one."""
     path = folder / "ablation.json"
-    earlier = read_json(path)["design"]["looks"] if path.is_file() else []
+    return read_json(path) if path.is_file() else {}
+
+
+def _looks(earlier: dict[str, Any], study: Study) -> list[dict[str, Any]]:
+    """Return the arms and seeds of earlier looks at results, and of this one if it is new."""
+    looks = earlier["design"]["looks"] if earlier else []
     this = {
         "arms": [arm.name for arm in study.arms],
         "seeds": list(study.baseline.plan.seeds),
     }
-    return earlier if earlier and earlier[-1] == this else [*earlier, this]
+    return looks if looks and looks[-1] == this else [*looks, this]
+
+
+def _commits(cells: Cells) -> list[dict[str, Any]]:
+    """Return the commits that cells were computed by; null where a cell does not say."""
+    found: dict[str | None, dict[str, Any]] = {}
+    for arm, results in cells.items():
+        for result in results.values():
+            entry = found.setdefault(
+                result.commit, {"commit": result.commit, "cells": 0, "arms": {}}
+            )
+            entry["cells"] += 1
+            entry["arms"][arm.name] = None
+    return [{**entry, "arms": list(entry["arms"])} for entry in found.values()]
+
+
+def _trained_with(study: Study, cells: Cells, earlier: dict[str, Any]) -> dict[str, Any]:
+    """Return versions and machine of the training, not of an analysis that computed no cell."""
+    device = _device(cells)
+    here = {cells[arm][cell].device for arm in study.everything() for cell in arm.computed}
+    if here:
+        own = machine("cpu" if here == {"cpu"} else "cuda")
+        return {"versions": versions(), "machine": {**own, "device": device}}
+    path = study.baseline.plan.folder.config
+    config = read_json(path) if path.is_file() else {}
+    unknown = {"processor": None, "cores": None, "device": device, "memory_gb": None}
+    return {
+        "versions": config.get("versions", {}),
+        "machine": earlier.get("machine", config.get("machine", unknown)),
+    }
 
 
 def _competition(study: Study) -> dict[str, Any]:
@@ -322,8 +393,9 @@ def _detectable(rows: Sequence[Row]) -> float | None:
 
 
 def _device(cells: Cells) -> str:
+    """Return what the cells were computed on: "cpu", or the names of cards."""
     devices = {result.device for found in cells.values() for result in found.values()}
-    return "cpu" if devices <= {"cpu"} else "cuda"
+    return ", ".join(sorted(devices)) or "cpu"
 
 
 def _median(values: Iterable[float]) -> float:

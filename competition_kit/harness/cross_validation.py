@@ -19,6 +19,7 @@ from competition_kit.harness.engines.local import Placement
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.provenance import run_config
 from competition_kit.harness.running import Task, run_tasks
+from competition_kit.harness.upkeep import keep_up
 from competition_kit.results.metrics import Metric, find_metric, to_probabilities
 from competition_kit.results.oof import oof_table
 from competition_kit.results.submission import make_submission
@@ -107,17 +108,28 @@ def cross_validate(
     Raises:
         KitError: what a cell raised, after the cells that were already running have been saved.
     """
-    metric = prepare_run(plan, placement, floor, command)
+    competition = plan.competition
+    metric = find_metric(competition.rules.metric, competition.multi_label)
+    # a metric that cannot be computed says so here, before hours are spent
+    metric.score(competition.targets, floor, competition.classes)
     results: dict[Cell, CellResult] = {}
     computed: list[Cell] = []
     failures: list[BaseException] = []
+    prepared: list[Plan] = []
+
+    def admit(task: Task) -> bool:
+        if not failures and not prepared:
+            prepare_run(plan, placement, command)
+            prepared.append(plan)
+        return not failures
+
     for task, outcome, now in run_tasks(
         [Task(plan, cell) for cell in plan.cells],
         placement,
         save_models=save_models,
         fresh=fresh,
         on_step=lambda task, step: on_step(task.cell, step),
-        admit=lambda task: not failures,
+        admit=admit,
     ):
         if isinstance(outcome, BaseException):
             failures.append(outcome)
@@ -129,21 +141,15 @@ def cross_validate(
     if failures:
         raise failures[0]
     gathered = gather(plan, metric, results, floor, computed=tuple(computed))
-    write_results(plan, gathered)
+    if prepared or keep_up(plan, placement, command, metric.name):
+        write_results(plan, gathered)
     return gathered
 
 
-def prepare_run(plan: Plan, placement: Placement, floor: np.ndarray, command: str) -> Metric:
-    """Write a run's settings and folds; return its metric, tried out on the floor.
-
-    A metric that cannot be computed says so here, before hours are spent.
-    """
-    competition, folder = plan.competition, plan.folder
-    write_json(folder.config, run_config(plan, placement, command))
-    write_folds(folder.folds, competition, plan.folds)
-    metric = find_metric(competition.rules.metric, competition.multi_label)
-    metric.score(competition.targets, floor, competition.classes)
-    return metric
+def prepare_run(plan: Plan, placement: Placement, command: str) -> None:
+    """Write a run's folds and settings, which say who computes its cells."""
+    write_json(plan.folder.config, run_config(plan, placement, command))
+    write_folds(plan.folder.folds, plan.competition, plan.folds)
 
 
 def cell_score(metric: Metric, competition: Competition, result: CellResult) -> float:
@@ -254,6 +260,6 @@ def _metrics(plan: Plan, outcome: CVResult) -> dict[str, Any]:
             "mean": _number(mean_and_sd(outcome.floor_scores)[0]),
             "oof": _number(outcome.floor_oof),
         },
-        "commits": sorted({str(result.commit) for result in outcome.cells.values()}),
+        "commits": list(dict.fromkeys(result.commit for result in outcome.cells.values())),
         "cells": cells,
     }

@@ -34,6 +34,7 @@ def run_config(plan: Plan, placement: Placement, command: str) -> dict[str, Any]
         "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
+        "machine": machine(placement.devices[0]),
         "git_commit": git_commit(),
     }
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from competition_kit.results.metrics import Metric
-from competition_kit.results.objective import quick_score
+from competition_kit.results.objective import Gain
 from competition_kit.results.statistics import (
     Comparison,
     Interval,
@@ -116,6 +116,7 @@ class Row:
         oof_delta: of the pooled OOF score; ensemble_delta: after averaging the seeds' models;
             held_out_delta: on held-back labels. With bootstrap intervals over rows or groups; None
             where predictions or labels are missing.
+        verdict: None where nothing could be compared.
     """
 
     contrast: Contrast
@@ -126,7 +127,7 @@ class Row:
     oof_delta: Interval | None
     ensemble_delta: Interval | None
     held_out_delta: Interval | None
-    verdict: str
+    verdict: str | None
 
     @property
     def mean(self) -> float:
@@ -158,7 +159,7 @@ class Row:
             return "what all others are compared with"
         if self.contrast.arm.failure and not self.comparison.pairs:
             return f"not computed: {self.contrast.arm.failure}"
-        return in_words(self.comparison, self.verdict)
+        return in_words(self.comparison, self.verdict or "no evidence")
 
 
 WORDS = {
@@ -226,7 +227,7 @@ def analyse(
                 contrast=contrast,
                 comparison=comparison,
                 p_holm=p_holm,
-                verdict="baseline" if comparison is None else verdict(comparison, p_holm),
+                verdict=_judged(contrast, comparison, p_holm),
                 **bootstrap.numbers(contrast),
             )
         )
@@ -259,7 +260,7 @@ def _compared(
     variance = None
     if len(ours) and np.isfinite(found).all() and not labels.folds_are_sources:
         variance = row_variance(
-            _signed_score(metric, labels.classes),
+            Gain(metric, labels.classes),
             labels.train,
             ours,
             theirs,
@@ -316,7 +317,7 @@ class _Bootstrap:
         groups: np.ndarray | None,
     ) -> Interval:
         return bootstrap_difference(
-            _signed_score(self.metric, self.labels.classes),
+            Gain(self.metric, self.labels.classes),
             targets,
             ours,
             theirs,
@@ -324,6 +325,15 @@ class _Bootstrap:
             repetitions=self.repetitions,
             level=self.level,
         )
+
+
+def _judged(contrast: Contrast, comparison: Comparison | None, p_holm: float | None) -> str | None:
+    if comparison is None:
+        return "baseline"
+    if comparison.delta is None:
+        return None
+    # the control is in no family, and is judged by its own p-value
+    return verdict(comparison, comparison.p_value if contrast.role == "a/a" else p_holm)
 
 
 def _adjusted(
@@ -345,15 +355,6 @@ def _whole_seeds(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.nda
         return one[:0], other[:0]
     whole = np.isfinite(one).all(axis=(1, 2)) & np.isfinite(other).all(axis=(1, 2))
     return one[whole], other[whole]
-
-
-def _signed_score(
-    metric: Metric, classes: tuple[str, ...]
-) -> Callable[[np.ndarray, np.ndarray], float]:
-    """Return the metric for thousands of resamples, its sign turned where lower is better."""
-    return lambda targets, probabilities: (
-        _sign(metric) * quick_score(metric, targets, probabilities, classes)
-    )
 
 
 def _sign(metric: Metric) -> float:

@@ -1,9 +1,10 @@
-"""ablation.json and deltas.csv: what an ablation found, for programs and for spreadsheets."""
+"""ablation.json, deltas.csv and across.csv: what an ablation found, for programs and spreadsheets."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,34 @@ from competition_kit.files import write_csv, write_json
 from competition_kit.results.ablation import Row
 from competition_kit.results.statistics import Comparison, Interval
 
-__all__ = ["comparison_json", "row_json", "write_ablation"]
+__all__ = ["comparison_json", "row_json", "write_ablation", "write_overview"]
+
+VERDICTS = ("better", "practically the same", "no evidence", "worse")
 
 
 def write_ablation(folder: Path, content: dict[str, Any]) -> None:
     """Write deltas.csv, then ablation.json, which says that there is a result."""
     write_csv(folder / "deltas.csv", _table(content["arms"]))
+    write_json(folder / "ablation.json", content)
+
+
+def write_overview(
+    folder: Path, content: dict[str, Any], contents: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the same of several competitions together, and across.csv: one line for each arm.
+
+    Args:
+        content: with the key `across`, of `side_by_side`.
+        contents: of each competition's ablation.json.
+    """
+    tables = []
+    for found in contents:
+        table = _table(found["arms"])
+        for key in ("metric", "name"):
+            table.insert(0, {"name": "competition"}.get(key, key), found["competition"][key])
+        tables.append(table)
+    write_csv(folder / "deltas.csv", pd.concat(tables, ignore_index=True))
+    write_csv(folder / "across.csv", _across_table(content["across"]))
     write_json(folder / "ablation.json", content)
 
 
@@ -87,6 +110,26 @@ def _table(arms: Sequence[dict[str, Any]]) -> pd.DataFrame:
             elif key != "scores":
                 line[key] = value
         lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _across_table(across: Mapping[str, Any]) -> pd.DataFrame:
+    """Return each arm's mean rank over competitions (1 is best), and how often it was judged how."""
+    verdicts: dict[str, Counter[str]] = {}
+    for found in across["competitions"]:
+        for arm in found["arms"]:
+            counted = verdicts.setdefault(arm["arm"], Counter())
+            counted.update([arm["verdict"]] if arm["verdict"] is not None else [])
+    lines = [
+        {
+            "arm": name,
+            "competitions": counted.total(),
+            "mean_rank": across["ranks"].get(name),
+            **{verdict.replace(" ", "_"): counted[verdict] for verdict in VERDICTS},
+            "conclusion": across["text"],
+        }
+        for name, counted in verdicts.items()
+    ]
     return pd.DataFrame(lines)
 
 

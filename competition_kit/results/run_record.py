@@ -13,6 +13,7 @@ from competition_kit.data.tables import find_table, read_table
 from competition_kit.errors import InputError, examples
 from competition_kit.files import read_json
 from competition_kit.harness.cells import pass_units
+from competition_kit.harness.finished import check_finished
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.ablation import ArmRecord, Labels
 from competition_kit.results.metrics import Metric, find_metric
@@ -112,13 +113,13 @@ def read_run(path: Path) -> RunRecord:
         InputError: if it is none.
     """
     folder = RunFolder(path)
-    for file in (folder.config, folder.metrics, folder.oof):
-        if not file.is_file():
-            raise InputError(
-                f"is no finished run (no {file.name})",
-                file=path,
-                remedy="give a folder such as runs/tweets/all-minilm-l6-v2-fgm-1a2b3c4d",
-            )
+    check_finished(folder)
+    if not folder.oof.is_file():
+        raise InputError(
+            f"its out-of-fold predictions are missing (no {folder.oof.name})",
+            file=path,
+            remedy="run its command again, which writes them",
+        )
     return RunRecord(folder)
 
 

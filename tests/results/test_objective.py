@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from competition_kit.results.metrics import METRICS, Metric
-from competition_kit.results.objective import Objective, likelihoods, quick_score
+from competition_kit.results.objective import Gain, Objective, likelihoods, quick_score
 
 NAMES = ("a", "b", "c", "d")
 
@@ -56,6 +56,48 @@ def test_a_quick_multi_label_score_is_the_metric(
     name: str, case: tuple[np.ndarray, np.ndarray]
 ) -> None:
     same(name, *case)
+
+
+def same_of_resamples(
+    name: str, targets: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray
+) -> None:
+    metric, classes = METRICS[name], NAMES[: probabilities.shape[1]]
+    resampled = Gain(metric, classes).resampled(targets, probabilities)
+    assert resampled is not None
+    sign = 1 if metric.greater_is_better else -1
+    rows = [np.repeat(np.arange(len(targets)), counts) for counts in drawn]
+    expected = [sign * metric.score(targets[x], probabilities[x], classes) for x in rows]
+    np.testing.assert_allclose(resampled(drawn.astype(float)), expected, atol=1e-12)
+
+
+def resamples(data: st.DataObject, rows: int) -> np.ndarray:
+    drawn = st.lists(st.integers(0, rows - 1), min_size=rows, max_size=rows)
+    return np.array([np.bincount(data.draw(drawn), minlength=rows) for _ in range(3)])
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(case=single_label(), data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_many_resamples_at_once_are_the_metric_of_each(
+    name: str, case: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    same_of_resamples(name, *case, resamples(data, len(case[0])))
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if METRICS[name].multi_label])
+@given(case=multi_label(), data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_many_multi_label_resamples_at_once_are_the_metric_of_each(
+    name: str, case: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    same_of_resamples(name, *case, resamples(data, len(case[0])))
+
+
+def test_an_unknown_metric_has_no_resamples_at_once() -> None:
+    mine = Metric("accuracy", lambda targets, decisions, probabilities, classes: 0.25)
+    assert Gain(mine, ("a", "b")).resampled(np.array([0, 1]), np.eye(2)) is None
+    lower = Metric("mine", mine.function, greater_is_better=False)
+    assert Gain(lower, ("a", "b"))(np.array([0, 1]), np.eye(2)) == -0.25
 
 
 def test_another_metric_of_a_known_name_is_called_as_it_is() -> None:

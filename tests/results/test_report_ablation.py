@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -139,6 +140,7 @@ def make_ablation(
         "name": "first",
         "command": "python run_cv.py ablate --arms fgm '" + BAD + "'",
         "git_commit": "c0ffee",
+        "cell_commits": [{"commit": "dec0de", "cells": 24, "arms": ["none", "fgm"]}],
         "versions": {"torch": "2.0"},
         "machine": {"processor": "a processor", "cores": 2, "device": "cpu", "memory_gb": 7.6},
         "started": "2026-01-01T00:00:00",
@@ -332,9 +334,10 @@ def test_both_files_show_the_numbers(pages: tuple[str, str]) -> None:
             "5 of 6",
             "1.87×",
             "0.7328",
-            "±0.0042; the A/A spread",
-            "0.0123",
+            "±0.0042 macro_f1; the A/A spread",
+            "0.0123 macro_f1",
             "c0ffee",
+            "dec0de",
             "1000 1001",
             "a processor",
         ):
@@ -358,7 +361,7 @@ def test_no_delta_stands_without_its_interval(pages: tuple[str, str]) -> None:
 def test_markdown_tables_survive_other_peoples_names(pages: tuple[str, str]) -> None:
     _, markdown = pages
     tables = [block for block in markdown.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 7
+    assert len(tables) == 9
     for table in tables:
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
@@ -366,6 +369,147 @@ def test_markdown_tables_survive_other_peoples_names(pages: tuple[str, str]) -> 
     assert not re.search(r"(?<!\\)<(?!\d)", outside)
     assert r"\`code\` \| pipe" in markdown
     assert "row 1 " not in markdown, "no texts of the data where they may be published"
+
+
+def test_the_markdown_shows_the_pictures_as_files(folder: Path, pages: tuple[str, str]) -> None:
+    _, markdown = pages
+    shown = re.findall(r"!\[[^\]]+\]\((figures/[^)]+\.svg)\)", markdown)
+    # forest, costs; pairs, curves and classes of three arms
+    assert len(shown) == len(set(shown)) == 2 + 3 * 3
+    assert {f"figures/{path.name}" for path in (folder / "figures").iterdir()} == set(shown)
+    for name in shown:
+        text = (folder / name).read_text(encoding="utf-8")
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert {root.get("width"), root.get("height")} == set(root.get("viewBox", "").split()[2:])
+        for variable in set(re.findall(r"var\((--\w+)\)", text)):
+            assert text.count(f"{variable}:") == 2, "light and dark"
+
+
+def test_pictures_of_an_earlier_report_are_removed(folder: Path, edit: Any) -> None:
+    assert (folder / "figures" / "1-classes.svg").is_file()
+    (folder / "figures" / "notes.txt").write_text("mine", encoding="utf-8")
+    edit(lambda content: None)
+    assert not (folder / "figures" / "1-classes.svg").exists(), "the fixture draws none"
+    assert (folder / "figures" / "forest.svg").is_file()
+    (folder / "figures" / "notes.txt").unlink()
+
+
+def test_the_markdown_has_scores_per_fold_and_f1_per_class(pages: tuple[str, str]) -> None:
+    _, markdown = pages
+    folds = markdown[markdown.index("| arm | fold 0 | fold 1 | fold 2 |") :]
+    assert "| fgm | 0.7228 | 0.7328 | 0.7428 |" in folds[: folds.index("\n\n")]
+    classes = markdown[markdown.index("| class | rows | none | fgm |") :].split("\n\n")[0]
+    assert classes.count("\n") == 1 + len(CLASSES)
+    assert "| so-so 😀 | 20 | 0." in classes
+
+
+def test_cells_of_several_commits_are_said(edit: Any) -> None:
+    def change(content: Any) -> None:
+        content["cell_commits"].append({"commit": None, "cells": 6, "arms": ["pgd"]})
+
+    for page in edit(change):
+        text = " ".join(page.split())
+        assert (
+            "The cells come from 2 commits of the kit, and what changed between these is in the "
+            "deltas, too: dec0de (none, fgm); not recorded (pgd)."
+        ) in text
+        assert "dec0de; not recorded" in text
+
+
+def test_a_design_that_is_too_small_says_so(edit: Any) -> None:
+    def change(content: Any) -> None:
+        content["design"]["too_small"] = "2 folds x 1 seed can detect nothing."
+
+    for page in edit(change):
+        assert "2 folds x 1 seed can detect nothing." in page
+
+
+# -- several competitions ---------------------------------------------------------------------------
+
+
+def make_across(ranks: dict[str, float]) -> dict[str, Any]:
+    def competition(name: str, *arms: Any) -> dict[str, Any]:
+        unknown = {**dict.fromkeys(("delta", "low", "high")), "note": ""}
+        return {
+            "folder": f"{name}/ablation first",
+            "competition": {
+                "name": name,
+                "title": f"{name} {BAD}",
+                "metric": "log_loss",
+                "greater_is_better": False,
+                "train_rows": 12,
+            },
+            "design": {
+                "folds": ["0", "1"],
+                "seeds": [0],
+                "level": 0.95,
+                "rope": 0.01,
+                "too_small": "",
+                "missing": [],
+                "complete": True,
+                "seeds_added_after_a_look": [],
+            },
+            "arms": [{**unknown, **arm} for arm in arms],
+        }
+
+    base, noise, fgm = (
+        make_arm("none", "baseline", "base", SEEDS, 0.0),
+        make_arm("A/A", "a/a", "base", SEEDS, 0.001),
+        make_arm(f"fgm {BAD}", "arm", "fgm", SEEDS, 0.0213),
+    )
+    late = make_arm("late", "exploratory", "late", SEEDS, -0.02)
+    lost = {**fgm, "delta": None, "low": None, "high": None, "verdict": None, "note": "no cells"}
+    return {
+        "text": "2 data sets: too few | here",
+        "p_value": None,
+        "ranks": ranks,
+        "not_ranked": [],
+        "competitions": [
+            competition("one", base, noise, fgm),
+            competition("two", base, lost, late),
+        ],
+    }
+
+
+@pytest.mark.parametrize("ranks", [{}, {"none": 2.0, f"fgm {BAD}": 1.0}])
+def test_several_competitions_stand_side_by_side(
+    ranks: dict[str, float], edit: Any, tmp_path: Path
+) -> None:
+    across = make_across(ranks)
+    overview = {"name": "all", "command": f"ablate {BAD}", "git_commit": "c0ffee", "finished": "t"}
+    folder = tmp_path / "ablation-all"
+    folder.mkdir()
+    save(folder, {**overview, "across": across})
+    for html, markdown in (
+        edit(lambda content: content.update(across=across)),
+        written(folder),
+    ):
+        assert Page(html).open == []
+        assert "alert(1)</script>" not in html
+        assert "2 data sets: too few | here" in html
+        assert r"2 data sets: too few \| here" in markdown
+        (table,) = [part for part in markdown.split("\n\n") if "one, log_loss" in part]
+        lines = table.splitlines()
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+        names = [line.split(" | ")[0] for line in lines[2:]]
+        assert [name[2:] for name in names] == [
+            "none",
+            r"fgm \<script\>alert(1)\</script\>",
+            "late (exploratory)",
+            "A/A",
+        ]
+        fgm = next(line for line in lines if line.startswith("| fgm"))
+        assert "+0.0213 [+0.0142, +0.0285] better | - (no cells)" in fgm
+        assert ("| 1.00 |" in fgm) == bool(ranks)
+        assert ("mean rank" in lines[0]) == bool(ranks)
+        assert 'class="good">better' in html
+        assert ("<th>mean rank</th>" in html) == bool(ranks)
+    assert 'href="../one/ablation%20first/report.html"' in html
+    assert "1 of 1 arms beats the noise" in html and "1 of 1 arms beats the noise" in markdown
+    assert html.count("<svg") == 2
+    ids = [value for name, value in Page(html).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
 
 
 def test_the_best_arm_comes_first_and_the_noise_last(pages: tuple[str, str]) -> None:
@@ -543,8 +687,9 @@ def arm(name: str, verdict: str | None, delta: float = 0.01, **more: Any) -> dic
 
 
 def said(*arms: dict[str, Any], rivals: tuple[dict[str, Any], ...] = (), **design: Any) -> str:
-    usual = {"missing": [], "complete": True, "seeds_added_after_a_look": []}
+    usual = {"missing": [], "complete": True, "seeds_added_after_a_look": [], "too_small": ""}
     content = {"arms": arms, "equal_compute": rivals, "design": {**usual, **design}}
+    content["cell_commits"] = []
     return " ".join(headline(content))
 
 

@@ -22,17 +22,21 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
+from competition_kit.results.metrics import METRICS
+from competition_kit.results.objective import Gain
 from competition_kit.results.statistics import (
     Comparison,
     RowVariance,
     across_data_sets,
     bootstrap_difference,
     compare,
+    found_by,
     holm,
     minimum_detectable,
     noise_components,
     row_variance,
     row_variance_of_means,
+    too_small,
     verdict,
 )
 
@@ -309,6 +313,13 @@ def test_no_spread(method: Any, rows: RowVariance | None) -> None:
     assert verdict(same, None) == "no evidence"
 
 
+def test_folds_without_spread() -> None:
+    """Cells differ, but not the means that the test is of."""
+    found = compare(np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]]), test_share=SHARE)
+    assert_stated(found, "every fold's mean difference is the same: nothing tells how sure")
+    assert (found.low, found.p_value) == (None, None)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     arrays(
@@ -518,6 +529,48 @@ def test_bootstrap_draws_groups_whole() -> None:
     assert width(alone) < 0.7 * width(one)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("name", ["macro_f1", "log_loss", "roc_auc", "qwk"])
+def test_a_score_of_many_resamples_at_once_gives_the_same_numbers(name: str, grouped: bool) -> None:
+    """The same rows are drawn, whether they are scored together or one resample after another."""
+    targets, folds, ours, theirs = predictions(np.random.default_rng(9), rows=60)
+    gain = Gain(METRICS[name], ("a", "b"))
+    groups = np.arange(60) // 2 if grouped else None
+    folds = folds if groups is None else groups % 3
+
+    def slow(targets: np.ndarray, probabilities: np.ndarray) -> float:
+        return gain(targets, probabilities)
+
+    one, other = (
+        bootstrap_difference(score, targets, ours, theirs, groups=groups, repetitions=60)
+        for score in (gain, slow)
+    )
+    assert one.low is not None
+    assert (one.delta, one.low, one.high) == pytest.approx(
+        (other.delta, other.low, other.high), abs=1e-13
+    )
+    here, there = (
+        row_variance(score, targets, ours, theirs, folds, groups=groups, repetitions=30)
+        for score in (gain, slow)
+    )
+    assert here is not None and there is not None
+    assert here.variance == pytest.approx(there.variance, abs=1e-16)
+    assert here.degrees_of_freedom == pytest.approx(there.degrees_of_freedom)
+
+
+def test_the_size_of_a_batch_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets, folds, ours, theirs = predictions(np.random.default_rng(9), rows=60)
+    gain = Gain(METRICS["macro_f1"], ("a", "b"))
+
+    def numbers() -> Any:
+        sides = (gain, targets, ours, theirs)
+        return bootstrap_difference(*sides, repetitions=50), row_variance(*sides, folds)
+
+    whole = numbers()
+    monkeypatch.setattr("competition_kit.results.statistics.rows.IN_MEMORY", 500)
+    assert numbers() == whole
+
+
 def test_bootstrap_states_what_is_not_defined() -> None:
     targets = np.array([0, 1, 1, 1, 1, 1])
     ours, theirs = np.eye(2)[[0, 1, 1, 1, 1, 0]], np.eye(2)[[0, 1, 1, 1, 0, 0]]
@@ -594,6 +647,31 @@ def test_more_seeds_help_against_seed_noise_only() -> None:
     assert threshold((1.0, 0.0), 20) == pytest.approx(1.96 * math.sqrt(0.45), rel=0.01)
 
 
+def test_without_rows_more_seeds_take_only_their_own_noise_away() -> None:
+    """Folds that are sources: the corrected t-test of their means, four degrees of freedom."""
+    found = minimum_detectable(0.6, 0.8, seeds=4, folds=5, test_share=SHARE, rows_tell=False)
+    error = math.sqrt((0.36 + 0.64 / 4) * (1 / 5 + 1 / 4))
+    assert found.threshold == pytest.approx(error * stats.t.ppf(0.975, 4))
+    several = CELLS - CELLS.mean(axis=0) + np.array([0.4, -0.4, 0.2, -0.2, 0.0])
+    means = float(several.mean(axis=0).std(ddof=1))
+    design = minimum_detectable(means, 0.0, seeds=3, folds=5, test_share=SHARE, rows_tell=False)
+    assert compare(several + design.threshold, test_share=SHARE).p_value == pytest.approx(0.05)
+
+
+def test_a_design_that_is_too_small_says_what_to_add() -> None:
+    assert found_by(1, 2)[0] == found_by(1, 2)[1] == pytest.approx(20.0, abs=0.1)
+    assert too_small(1, 2) == (
+        "2 folds x 1 seed can detect nothing, expect no evidence of any arm: only a true delta of "
+        "20 SD of the paired differences would be found. Add seeds or folds: 2 folds x 3 seeds "
+        "find 1.5 to 3.4 SD; 5 folds x 1 seed find 2.5 SD; 5 folds x 3 seeds find 0.8 to 1.9 SD."
+    )
+    for seeds, folds in ((1, 5), (2, 2), (3, 5)):
+        assert too_small(seeds, folds) == ""
+    assert too_small(3, 2, rows_tell=False).startswith("2 folds x 3 seeds can detect nothing")
+    with pytest.raises(ValueError, match="two are the fewest"):
+        found_by(3, 1)
+
+
 def test_designs_that_can_detect_nothing_say_so() -> None:
     one = minimum_detectable(1.0, 1.0, seeds=3, folds=1, test_share=SHARE)
     assert (one.threshold, one.detectable) == (None, None)
@@ -650,6 +728,20 @@ def test_arms_are_ranked_across_data_sets() -> None:
     assert "no evidence that the arms differ" in nothing.text
     assert "all arms have the same scores" in across_data_sets(scores(8, 0.0) * 0).text
     assert "fewer than two arms" in across_data_sets(scores(8, 0.0)[["fgm"]]).text
+
+
+def test_a_test_without_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    autorank = pytest.importorskip("autorank")
+    real = autorank.autorank
+
+    def nan(*scores: Any, **more: Any) -> Any:
+        return real(*scores, **more)._replace(pvalue=math.nan)
+
+    monkeypatch.setattr(autorank, "autorank", nan)
+    found = across_data_sets(scores(8, 0.1))
+    assert (found.p_value, found.ranks) == (None, {})
+    assert found.text.startswith("8 data sets: ")
+    assert found.text.endswith(" has no result for scores like these")
 
 
 def test_autorank_missing(monkeypatch: pytest.MonkeyPatch) -> None:

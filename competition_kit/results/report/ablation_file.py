@@ -22,6 +22,8 @@ _ABLATION: dict[str, Any] = {
     "finished": None,
     "equal_compute": [],
     "interactions": [],
+    "cell_commits": [],
+    "across": None,
 }
 _MACHINE = dict.fromkeys(("processor", "cores", "device", "memory_gb"))
 _COMPETITION = {
@@ -41,6 +43,7 @@ _DESIGN: dict[str, Any] = {
     "rope_source": "",
     "minimum_detectable": None,
     "method": "",
+    "too_small": "",
     "complete": True,
     "missing": [],
     "looks": [],

@@ -20,7 +20,7 @@ from competition_kit.results.report.svg import (
     shorten,
 )
 
-__all__ = ["cost_plot", "forest_plot", "pair_plot"]
+__all__ = ["cost_plot", "fold_means", "forest_plot", "pair_plot"]
 
 # form and colour both say the verdict: not everyone sees the colours
 _MARKS = {
@@ -31,7 +31,13 @@ _MARKS = {
 }
 
 
-def forest_plot(key: str, arms: Sequence[dict[str, Any]], rope: float | None, level: float) -> str:
+def forest_plot(
+    key: str,
+    arms: Sequence[dict[str, Any]],
+    rope: float | None,
+    level: float,
+    metric: str | None = None,
+) -> str:
     """Draw each arm's delta and interval over the intervals of the A/A arms, the first at the top."""
     shown = [arm for arm in arms if arm["delta"] is not None]
     title = f"Delta of each arm over the baseline with its {100 * level:g} % interval"
@@ -50,7 +56,7 @@ def forest_plot(key: str, arms: Sequence[dict[str, Any]], rope: float | None, le
                 axes.hlines(place, arm["low"], arm["high"], color=_mark(arm)["color"], lw=2)
             axes.plot(arm["delta"], place, ls="none", **_mark(arm))
         axes.set_yticks(range(len(shown)), [shorten(arm["arm"]) for arm in shown])
-        axes.set(xlabel="delta (right of 0: better)", ylim=(len(shown) - 0.4, -0.6))
+        axes.set(xlabel=_delta_label("right of 0: better", metric), ylim=(len(shown) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=6)
@@ -59,7 +65,9 @@ def forest_plot(key: str, arms: Sequence[dict[str, Any]], rope: float | None, le
     return drawn.svg
 
 
-def cost_plot(key: str, arms: Sequence[dict[str, Any]], cost: str, unit: str) -> str:
+def cost_plot(
+    key: str, arms: Sequence[dict[str, Any]], cost: str, unit: str, metric: str | None = None
+) -> str:
     """Draw delta against the cost named `cost`, each point named at the right edge."""
     shown = [arm for arm in arms if arm["delta"] is not None and arm["cost"][cost] is not None]
     shown.sort(key=lambda arm: -arm["delta"])
@@ -85,7 +93,10 @@ def cost_plot(key: str, arms: Sequence[dict[str, Any]], cost: str, unit: str) ->
                 va="center",
                 arrowprops={"arrowstyle": "-", "color": RULE, "lw": 0.8, "shrinkB": 5},
             )
-        axes.set(xlabel=f"{unit}, as a multiple of the baseline", ylabel="delta (up: better)")
+        axes.set(
+            xlabel=f"{unit}, as a multiple of the baseline",
+            ylabel=_delta_label("up: better", metric),
+        )
     return drawn.svg
 
 
@@ -132,8 +143,21 @@ def paired_scores(baseline: dict[str, Any], arm: dict[str, Any]) -> tuple[np.nda
     return before[:count], after[:count]
 
 
+def fold_means(arm: dict[str, Any]) -> list[float]:
+    """Return an arm's score on each fold, mean over the seeds that have one; NaN where none has."""
+    scores = _matrix(arm["scores"])
+    there = np.isfinite(scores)
+    counts = there.sum(axis=0)
+    sums = np.where(there, scores, 0.0).sum(axis=0)
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0).tolist()
+
+
 def _matrix(scores: list[list[float | None]]) -> np.ndarray:
     return np.array(scores, dtype=float, ndmin=2)
+
+
+def _delta_label(direction: str, metric: str | None) -> str:
+    return f"delta{f' in {shorten(metric)}' if metric else ''} ({direction})"
 
 
 def _has_band(arm: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Write `report.html` and `report.md` of an ablation from ablation.json and its run folders."""
+"""Write `report.html`, `report.md` and its pictures, from ablation.json and the run folders."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from competition_kit.data.competition import load_competition
 from competition_kit.errors import InputError
 from competition_kit.files import atomic_write, read_json
 from competition_kit.results.report.ablation_file import read_ablation
-from competition_kit.results.report.ablation_plots import cost_plot, forest_plot, pair_plot
+from competition_kit.results.report.ablation_plots import (
+    cost_plot,
+    fold_means,
+    forest_plot,
+    pair_plot,
+)
 from competition_kit.results.report.ablation_words import facts, headline
+from competition_kit.results.report.across import (
+    across_rows,
+    across_table,
+    write_overview_report,
+)
 from competition_kit.results.report.curves import Curve, read_curve
-from competition_kit.results.report.page import render_html, render_markdown
+from competition_kit.results.report.page import markdown_table, render_html, render_markdown
 from competition_kit.results.report.plots import (
     MOST_CLASSES,
     confusion_plot,
@@ -27,18 +37,25 @@ from competition_kit.results.report.predictions import (
     find_flips,
     read_predictions,
 )
+from competition_kit.results.report.svg import standalone
+from competition_kit.results.tables import score_text
 
 __all__ = ["write_ablation_report"]
 
 # what costs are called; the first one that is known stands in the plot
 COSTS = {"time": "training time", "passes": "passes"}
+FIGURES = "figures"  # folder of the pictures that the Markdown shows
+PICTURES = ("pairs", "curves", "classes")  # of an arm
 
 
 def write_ablation_report(folder: Path, *, examples: bool = True) -> tuple[Path, Path]:
     """Write both reports into an ablation's folder; return the paths of HTML and Markdown.
 
+    The HTML holds its pictures; those of the Markdown go to the folder `figures`.
+
     Args:
-        folder: `runs/<competition>/ablation-<name>/`; the arms' run folders stand beside it.
+        folder: `runs/<competition>/ablation-<name>/`, the arms' run folders beside it; or
+            `runs/ablation-<name>/`, of several competitions.
         examples: show training rows whose prediction an arm changes (in HTML only). Leave them
             out where the data may not be passed on.
 
@@ -46,29 +63,43 @@ def write_ablation_report(folder: Path, *, examples: bool = True) -> tuple[Path,
         InputError: if ablation.json is not there, or a file of the runs is damaged.
         ModuleNotFoundError: without Jinja2 or matplotlib.
     """
+    path = folder / "ablation.json"
+    content = read_json(path) if path.is_file() else {}
+    if "across" in content and "competition" not in content:
+        return write_overview_report(folder, content)
     ablation = read_ablation(folder)
     competition, arms = ablation["competition"], ablation["arms"]
     baseline = next((arm for arm in arms if arm["role"] == "baseline"), None)
     first = _read_member(baseline, folder.parent, competition) if baseline else None
     settings = first.settings if first else {}
-    content = {
+    members = [_read_member(arm, folder.parent, competition) for arm in arms if arm is not baseline]
+    across, overview = ablation["across"], _overview(ablation)
+    sections = [
+        _section(number, member, first, competition) for number, member in enumerate(members, 1)
+    ]
+    shown = {
         "ablation": ablation,
         "headline": headline(ablation),
         "facts": facts(ablation, settings),
-        "sections": [
-            _section(number, _read_member(arm, folder.parent, competition), first, competition)
-            for number, arm in enumerate(arms)
-            if arm is not baseline
-        ],
+        "sections": sections,
+        "across": across,
     }
     page = render_html(
         "ablation.html.j2",
-        **content,
-        **_overview(ablation),
+        **shown,
+        **overview,
+        across_rows=across_rows(across) if across else [],
         examples=examples,
         texts=_texts(competition["folder"], settings.get("data_hash")) if examples else {},
     )
-    text = render_markdown("ablation.md.j2", **content)
+    text = render_markdown(
+        "ablation.md.j2",
+        **shown,
+        figures=_write_figures(folder / FIGURES, overview, sections),
+        fold_scores=_fold_scores(ablation),
+        class_f1=_class_f1([first, *members] if first else members),
+        across_table=across_table(across) if across else "",
+    )
     html, markdown = folder / "report.html", folder / "report.md"
     for path, written in ((html, page), (markdown, text)):
         with atomic_write(path) as file:
@@ -104,10 +135,12 @@ def _overview(ablation: dict[str, Any]) -> dict[str, str | None]:
     shown = [x for x in ablation["arms"] if x["delta"] is not None and x["role"] != "baseline"]
     known = {cost: sum(arm["cost"][cost] is not None for arm in shown) for cost in COSTS}
     cost = max(COSTS, key=known.__getitem__)  # the first of equals
-    design = ablation["design"]
+    design, metric = ablation["design"], ablation["competition"]["metric"]
     return {
-        "forest": forest_plot("forest", shown, design["rope"], design["level"]) if shown else None,
-        "costs": cost_plot("cost", shown, cost, COSTS[cost]) if known[cost] else None,
+        "forest": forest_plot("forest", shown, design["rope"], design["level"], metric)
+        if shown
+        else None,
+        "costs": cost_plot("cost", shown, cost, COSTS[cost], metric) if known[cost] else None,
     }
 
 
@@ -134,6 +167,48 @@ def _section(
         before = baseline.curve if baseline is not None else None
         shown["curves"] = curve_plot(f"curve{number}", title, member.curve, name, before)
     return {"arm": arm, **shown}
+
+
+def _write_figures(
+    folder: Path, overview: dict[str, str | None], sections: list[dict[str, Any]]
+) -> dict[str, str]:
+    """Write each picture as a file, and remove those of an earlier report; return their paths.
+
+    The key of an arm's picture is its number and what is shown, such as "1-pairs".
+    """
+    pictures = {**overview}
+    for number, section in enumerate(sections, 1):
+        pictures |= {f"{number}-{name}": section[name] for name in PICTURES}
+    drawn = {key: svg for key, svg in pictures.items() if svg}
+    for old in folder.glob("*.svg"):
+        if old.stem not in drawn:
+            old.unlink()
+    for key, svg in drawn.items():
+        with atomic_write(folder / f"{key}.svg") as file:
+            file.write(standalone(svg))
+    return {key: f"{folder.name}/{key}.svg" for key in drawn}
+
+
+def _fold_scores(ablation: dict[str, Any]) -> str:
+    """Return each arm's score on each fold, mean over seeds, as a table in Markdown."""
+    folds = [f"fold {name}" for name in ablation["design"]["folds"]]
+    rows = [[arm["arm"], *map(score_text, fold_means(arm))] for arm in ablation["arms"]]
+    whole = [row for row in rows if len(row) == 1 + len(folds)]
+    return markdown_table(["arm", *folds], whole) if whole and folds else ""
+
+
+def _class_f1(members: list[_Member]) -> str:
+    """Return each arm's F1 of each class, out of fold, as a table in Markdown."""
+    known = {m.arm["arm"]: m.predictions for m in members if m.predictions is not None}
+    if not known:
+        return ""
+    scores = {name: class_scores(found) for name, found in known.items()}
+    classes = next(iter(scores.values()))
+    rows = [
+        [row["name"], str(row["rows"]), *(score_text(found[n]["f1"]) for found in scores.values())]
+        for n, row in enumerate(classes)
+    ]
+    return markdown_table(["class", "rows", *scores], rows)
 
 
 def _class_plot(key: str, name: str, arm: Predictions, baseline: Predictions) -> str:

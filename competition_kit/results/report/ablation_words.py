@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from competition_kit.results.report.ablation_file import NOISE
 from competition_kit.results.report.wording import delta
 
-__all__ = ["facts", "headline"]
+__all__ = ["commits", "facts", "headline"]
 
 _THAN = {"worse": "than", "practically the same": "as"}
 
@@ -18,6 +19,8 @@ def headline(ablation: dict[str, Any]) -> list[str]:
     tested = [arm for arm in arms if arm["role"] in ("arm", "pair")]
     judged = [arm for arm in tested if arm["verdict"] is not None]
     sentences = [_first_sentence(judged)]
+    if design["too_small"]:
+        sentences.append(design["too_small"])
     for verdict in ("worse", "practically the same"):
         if found := _with_verdict(judged, verdict):
             sentences.append(f"{verdict.capitalize()} {_THAN[verdict]} the baseline: {found}.")
@@ -38,7 +41,28 @@ def headline(ablation: dict[str, Any]) -> list[str]:
     if seeds := design["seeds_added_after_a_look"]:
         added = " ".join(map(str, seeds))
         sentences.append(f"Seeds added after a first look ({added}): true p-values are larger.")
+    if said := commits(ablation["cell_commits"]):
+        sentences.append(f"{said[0].upper()}{said[1:]}.")
     return sentences
+
+
+def commits(found: Sequence[dict[str, Any]]) -> str:
+    """Return a warning that cells of different commits are compared; "" for one commit."""
+    if len(found) < 2:
+        return ""
+    listed = "; ".join(f"{_short(entry['commit'])} ({', '.join(entry['arms'])})" for entry in found)
+    return (
+        f"the cells come from {len(found)} commits of the kit, and what changed between these is "
+        f"in the deltas, too: {listed}"
+    )
+
+
+def _short(commit: str | None) -> str:
+    """Return the first digits of a commit, and whether there were changes on top of it."""
+    if commit is None:
+        return "not recorded"
+    digits, plus, changes = commit.partition("+")
+    return digits[:10] + plus + changes
 
 
 def _first_sentence(judged: list[dict[str, Any]]) -> str:
@@ -86,7 +110,11 @@ def facts(ablation: dict[str, Any], settings: dict[str, Any]) -> list[tuple[str,
     Args:
         settings: the baseline's, as in its config.json.
     """
-    design, machine = ablation["design"], ablation["machine"]
+    design, machine, metric = (
+        ablation["design"],
+        ablation["machine"],
+        ablation["competition"]["metric"],
+    )
     shared = {k: v for k, v in settings.items() if k not in ("strategy", "tricks", "training")}
     hashes = {k: v[:12] for k, v in shared.items() if k.endswith("_hash")}
     found = {
@@ -94,8 +122,12 @@ def facts(ablation: dict[str, Any], settings: dict[str, Any]) -> list[tuple[str,
         "seeds": " ".join(map(str, design["seeds"])),
         "seeds of A/A": " ".join(map(str, design["aa_seeds"])),
         "interval and p": design["method"],
-        "practically the same": _number(design["rope"], "±{:.4f}; " + design["rope_source"]),
-        "smallest delta that could be found": _number(design["minimum_detectable"], "{:.4f}"),
+        "practically the same": _number(
+            design["rope"], "±{:.4f}", f" {metric}; {design['rope_source']}"
+        ),
+        "smallest delta that could be found": _number(
+            design["minimum_detectable"], "{:.4f}", f" {metric}"
+        ),
         "looks at results": len(design["looks"]) or None,
         **shared,
         **hashes,
@@ -105,12 +137,15 @@ def facts(ablation: dict[str, Any], settings: dict[str, Any]) -> list[tuple[str,
         "memory": _number(machine["memory_gb"], "{:.0f} GB"),
         "device": machine["device"],
         **ablation["versions"],
-        "commit": ablation["git_commit"] or "not known",
+        "commit that computed the cells": "; ".join(
+            entry["commit"] or "not recorded" for entry in ablation["cell_commits"]
+        ),
+        "commit that compared them": ablation["git_commit"] or "not known",
         "started": ablation["started"],
         "finished": ablation["finished"],
     }
     return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
 
 
-def _number(number: float | None, form: str) -> str:
-    return "" if number is None else form.format(number)
+def _number(number: float | None, form: str, unit: str = "") -> str:
+    return "" if number is None else form.format(number) + unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from competition_kit.results.tables import duration, score_text
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["escape_markdown", "fenced", "render_html", "render_markdown"]
+__all__ = ["escape_markdown", "fenced", "markdown_table", "render_html", "render_markdown"]
 
 
 def render_html(template: str, **content: Any) -> str:
@@ -41,6 +42,13 @@ def fenced(text: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return _Verbatim(f"{fence}\n{text}\n{fence}")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown of any texts; all columns but the first are right-aligned."""
+    rule = "|---|" + "---:|" * (len(header) - 1)
+    lines = [f"| {' | '.join(map(escape_markdown, line))} |" for line in (header, *rows)]
+    return _Verbatim("\n".join([lines[0], rule, *lines[1:]]))
 
 
 def escape_markdown(value: Any) -> str:

@@ -8,6 +8,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -25,6 +26,7 @@ __all__ = [
     "Picture",
     "picture",
     "shorten",
+    "standalone",
 ]
 
 # matplotlib knows no CSS variables: it draws with these, and the page's own take their place
@@ -61,6 +63,7 @@ _SETTINGS: dict[Any, Any] = {
     "ytick.color": RULE,
     "ytick.labelcolor": QUIET,
 }
+MARGIN = 8  # around a picture that stands alone: fonts differ, and nothing may stick out
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no time, no links
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
@@ -105,6 +108,26 @@ def picture(key: str, title: str, width: int, height: int) -> Iterator[Picture]:
             # not savefig: it draws everything a second time, for file formats that need it
             FigureCanvasSVG(figure).print_svg(buffer, metadata=_NO_METADATA)
     drawn.svg = _inline(buffer.getvalue(), key, title)
+
+
+def standalone(svg: str) -> str:
+    """Return a picture as a file of its own: the page's colours and font come with it.
+
+    It has a background, as whatever shows it may be dark where the reader's system is light.
+    """
+    root = ElementTree.fromstring(svg)
+    left, top, width, height = (float(edge) for edge in root.get("viewBox", "0 0 1 1").split())
+    frame = (left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN)
+    names = ("x", "y", "width", "height")
+    root.set("viewBox", " ".join(f"{edge:g}" for edge in frame))
+    root.attrib.update({name: f"{edge:g}" for name, edge in zip(names[2:], frame[2:], strict=True)})
+    style = ElementTree.Element(f"{{{_SVG}}}style")
+    colours = (Path(__file__).parent / "colours.css").read_text(encoding="utf-8")
+    style.text = f"{colours}svg {{ font-family: system-ui, sans-serif; }}"
+    edges = {name: f"{edge:g}" for name, edge in zip(names, frame, strict=True)}
+    paper = ElementTree.Element(f"{{{_SVG}}}rect", {**edges, "style": "fill: var(--paper)"})
+    root[1:1] = [style, paper]  # after the title
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def shorten(name: str, limit: int = 24) -> str:

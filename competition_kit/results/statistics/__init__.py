@@ -21,8 +21,10 @@ from competition_kit.results.statistics.comparison import (
 from competition_kit.results.statistics.design import (
     Detectable,
     Noise,
+    found_by,
     minimum_detectable,
     noise_components,
+    too_small,
 )
 from competition_kit.results.statistics.rows import (
     Interval,
@@ -44,10 +46,12 @@ __all__ = [
     "across_data_sets",
     "bootstrap_difference",
     "compare",
+    "found_by",
     "holm",
     "minimum_detectable",
     "noise_components",
     "row_variance",
     "row_variance_of_means",
+    "too_small",
     "verdict",
 ]

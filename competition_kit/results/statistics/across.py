@@ -64,6 +64,9 @@ def across_data_sets(scores: pd.DataFrame, *, level: float = 0.95) -> AcrossData
         found = autorank(whole, alpha=1 - level, verbose=False)
     ranks = {str(arm): float(rank) for arm, rank in found.rankdf["meanrank"].sort_values().items()}
     p_value = float(found.pvalue)
+    if not np.isfinite(p_value):
+        text = f"{said}: {found.omnibus} has no result for scores like these"
+        return AcrossDataSets(count, None, {}, text)
     listed = ", ".join(f"{arm} {rank:.2f}" for arm, rank in ranks.items())
     post_hoc = f", then {found.posthoc}" if found.posthoc else ""
     alike = "the arms differ" if p_value < 1 - level else "no evidence that the arms differ"

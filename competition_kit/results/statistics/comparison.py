@@ -105,10 +105,11 @@ def compare(
     else:
         found = METHODS[method](table, test_share, row_variance)
         if table.flat(found):
+            same = "difference" if np.ptp(table.values) <= table.dust else "fold's mean difference"
             notes.append(
                 "every difference is zero: on these folds the arm changes nothing"
                 if not table.values.any()
-                else "every difference is the same: nothing tells how sure it is, so there is no "
+                else f"every {same} is the same: nothing tells how sure it is, so there is no "
                 "interval"
             )
         elif table.folds == 2 and found.degrees == 1:
@@ -180,9 +181,14 @@ class _Cells:
     def delta(self) -> float | None:
         return float(self.means.mean()) if self.folds else None
 
+    @property
+    def dust(self) -> float:
+        """What floating point leaves of two differences that are the same."""
+        return DUST * float(np.abs(self.values).max())
+
     def flat(self, found: _Spread) -> bool:
         """Return whether a variance is nothing, or dust of floating point."""
-        return found.variance <= (DUST * np.abs(self.values).max()) ** 2
+        return found.variance <= self.dust**2
 
 
 def _paired(cells: _Cells, test_share: float, rows: RowVariance | None) -> _Spread:

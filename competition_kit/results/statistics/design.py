@@ -9,7 +9,10 @@ from scipy import special, stats
 
 from competition_kit.results.statistics.rows import MOST_DEGREES, RowVariance
 
-__all__ = ["Detectable", "Noise", "minimum_detectable", "noise_components"]
+__all__ = ["Detectable", "Noise", "found_by", "minimum_detectable", "noise_components", "too_small"]
+
+PLAIN = 3.0  # SD of paired differences: a true delta that nearly every single cell shows
+ADVISED = {"seeds": 3, "folds": 5}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def minimum_detectable(
     seeds: int,
     folds: int,
     test_share: float,
+    rows_tell: bool = True,
     level: float = 0.95,
     power: float = 0.8,
 ) -> Detectable:
@@ -74,12 +78,14 @@ def minimum_detectable(
     Without a pilot, ask for (1, 0) and (0, 1): the answers are in units of the SD of paired
     differences, if their noise is all the data's, or all the seeds'. With one seed both are the
     same: 5 folds have a threshold of 1.86 SD. Rows are taken to tell the data's part (two seeds
-    or more) without an error that counts.
+    or more) without an error that counts, where they tell it at all.
 
     Args:
         data_sd, seed_sd: standard deviations of one cell's difference, see `Noise`.
         seeds, folds: of the design.
         test_share: rows that a fold is tested on / rows it is trained on.
+        rows_tell: whether out-of-fold rows tell how much the data vary: not where folds are
+            sources of their own.
         level: of the interval.
         power: probability with which `detectable` is detected.
 
@@ -96,8 +102,8 @@ def minimum_detectable(
     if data_sd == seed_sd == 0:
         return Detectable(None, None, level, power, "no spread is given")
     correction = 1 / folds + test_share
-    if seeds == 1:
-        variance, degrees = (data_sd**2 + seed_sd**2) * correction, float(folds - 1)
+    if seeds == 1 or not rows_tell:
+        variance, degrees = (data_sd**2 + seed_sd**2 / seeds) * correction, float(folds - 1)
     else:
         data, seed = data_sd**2 * correction, seed_sd**2 / (seeds * folds)
         variance = data + seed
@@ -110,6 +116,58 @@ def minimum_detectable(
         power=power,
         note="",
     )
+
+
+def found_by(seeds: int, folds: int, *, rows_tell: bool = True) -> tuple[float, float]:
+    """Return the true deltas that a design finds 4 times in 5, in SD of the paired differences.
+
+    The first is for noise that is all the seeds', the second for noise that is all the data's.
+
+    Args:
+        seeds, folds: of the design, two folds or more.
+        rows_tell: see `minimum_detectable`.
+
+    Raises:
+        ValueError: for fewer than two folds.
+    """
+    if folds < 2:
+        raise ValueError(f"{folds} folds find nothing: two are the fewest")
+    found = [
+        minimum_detectable(
+            *noise, seeds=seeds, folds=folds, test_share=1 / (folds - 1), rows_tell=rows_tell
+        ).detectable
+        for noise in ((0.0, 1.0), (1.0, 0.0))
+    ]
+    assert found[0] is not None and found[1] is not None, "two folds tell how much data vary"
+    return found[0], found[1]
+
+
+def too_small(seeds: int, folds: int, *, rows_tell: bool = True) -> str:
+    """Return why a design can detect nothing and what to add, in words; "" where it can."""
+    if min(found_by(seeds, folds, rows_tell=rows_tell)) <= PLAIN:
+        return ""
+    more_seeds, more_folds = max(seeds, ADVISED["seeds"]), max(folds, ADVISED["folds"])
+    larger = dict.fromkeys(((more_seeds, folds), (seeds, more_folds), (more_seeds, more_folds)))
+    advice = [
+        f"{_size(*design)} find {_range(*found_by(*design, rows_tell=rows_tell))}"
+        for design in larger
+        if min(found_by(*design, rows_tell=rows_tell)) <= PLAIN
+    ]
+    return (
+        f"{_size(seeds, folds)} can detect nothing, expect no evidence of any arm: only a true "
+        f"delta of {_range(*found_by(seeds, folds, rows_tell=rows_tell))} of the paired differences "
+        f"would be found. Add seeds or folds: {'; '.join(advice)}."
+    )
+
+
+def _size(seeds: int, folds: int) -> str:
+    return f"{folds} folds x {seeds} seed{'s' * (seeds != 1)}"
+
+
+def _range(low: float, high: float) -> str:
+    """Return both ends, or the one that they are."""
+    ends = dict.fromkeys(f"{end:.0f}" if end >= 10 else f"{end:.1f}" for end in (low, high))
+    return f"{' to '.join(ends)} SD"
 
 
 def _effect(power: float, degrees: float, level: float) -> float:
