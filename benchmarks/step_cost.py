@@ -6,7 +6,8 @@
 A step is what `fit_fold` does with one batch: zeroed gradients, the forward and backward passes,
 clipping, fused AdamW. The kit trains the rows of the embedding table that occur in the competition
 (`training.used_rows`), a recipe the whole table, as pasted code does; both have the same optimizer
-and batches, which are on the device before the clock starts, in one process. A repetition runs every variant once over all batches, in
+and batches, which are on the device before the clock starts, in one process (where the kit goes
+without `keep_freed_memory`, which would be the recipes' gain as well). A repetition runs every variant once over all batches, in
 an order that rotates; ratios are taken inside a repetition, so that a slow spell of the machine
 falls on both sides. Figures are medians over the repetitions, with the least and the greatest.
 
@@ -36,7 +37,6 @@ from benchmarks.trainer import Passes, Trainer
 from benchmarks.workload import SHAPES, Workload, from_competition, from_shape
 from competition_kit.data.encoding import Batch
 from competition_kit.errors import KitError
-from competition_kit.harness.memory import keep_freed_memory
 from competition_kit.harness.train_cell import measures_whole_table
 from competition_kit.model_source import DEFAULT_MODEL
 from competition_kit.strategies import STRATEGIES
@@ -70,8 +70,6 @@ def measure(
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure all strategies and recipes on a workload; return the figures as a JSON object."""
-    if workload.device.type == "cpu":
-        keep_freed_memory()  # as cells do; the recipes gain by it as well
     recipes = Trainer(workload, precision)
     whole = Trainer(replace(workload, model=copy.deepcopy(workload.model)), precision)
     used = Trainer(replace(workload, model=_with_used_rows(workload)), precision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import numpy as np
@@ -21,7 +22,7 @@ from competition_kit.specs import parse_spec
 from competition_kit.strategies import STRATEGIES, Strategy
 from competition_kit.strategies.base import layers
 from competition_kit.training.fit import fit_fold, predict
-from competition_kit.training.model import build_classifier
+from competition_kit.training.model import build_classifier, written_out_attention
 from competition_kit.training.objectives import CRITERIA, Criterion, Once
 from competition_kit.training.recipe import Recipe
 from competition_kit.training.seeds import FoldSeeds
@@ -82,20 +83,21 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
     model.to(device)
 
     start, cpu = time.perf_counter(), time.process_time()
-    log = fit_fold(
-        model,
-        encoded,
-        labels,
-        train_rows,
-        strategy=strategy,
-        objective=_objective(job, tricks, labels[train_rows]),
-        recipe=recipe,
-        seeds=seeds,
-        groups=next((t for t in tricks if isinstance(t, GroupsParameters)), None),
-        masks=next((t for t in tricks if isinstance(t, MasksGradients)), None),
-        averages=next((t for t in tricks if isinstance(t, Averages)), None),
-        on_step=on_step,
-    )
+    with written_out_attention(model) if job.fast_paths else nullcontext():
+        log = fit_fold(
+            model,
+            encoded,
+            labels,
+            train_rows,
+            strategy=strategy,
+            objective=_objective(job, tricks, labels[train_rows]),
+            recipe=recipe,
+            seeds=seeds,
+            groups=next((t for t in tricks if isinstance(t, GroupsParameters)), None),
+            masks=next((t for t in tricks if isinstance(t, MasksGradients)), None),
+            averages=next((t for t in tricks if isinstance(t, Averages)), None),
+            on_step=on_step,
+        )
     fitted, cpu = time.perf_counter(), time.process_time() - cpu
     # test rows in batches of their own: then the stored models give the same bits for them again
     valid_logits, test_logits = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,11 @@ __all__ = [
     "build_untrained",
     "load_tokenizer",
     "parameter_groups",
+    "written_out_attention",
 ]
 
 HEAD_STD = 0.02  # BERT's initializer_range
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")  # in encoders' configs
 
 
 class EncoderModel(nn.Module):
@@ -206,6 +209,27 @@ def _drop_pooler(encoder: Any) -> None:
     """Remove BERT's own pooling layer, which the kit's head replaces (it would train to nothing)."""
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
         encoder.pooler = None
+
+
+@contextmanager
+def written_out_attention(model: EncoderModel) -> Iterator[None]:
+    """Train without torch's fused attention where that has nothing to offer: dropout on the CPU.
+
+    There it falls back to the same products one by one, with a check of every row for masks that
+    leave nothing (2 % of a step on short texts). Dropout draws the same masks either way, and the
+    numbers agree to rounding.
+    """
+    config = model.encoder.config
+    drops = any(getattr(config, name, 0.0) for name in ATTENTION_DROPOUT)
+    fused = getattr(config, "_attn_implementation", None) == "sdpa"
+    if not (fused and drops and next(model.parameters()).device.type == "cpu"):
+        yield
+        return
+    model.encoder.set_attn_implementation("eager")  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.encoder.set_attn_implementation("sdpa")  # type: ignore[operator]
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

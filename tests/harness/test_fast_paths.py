@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,32 @@ def test_cells_with_and_without_fast_paths_agree_to_rounding(job: CellJob) -> No
     np.testing.assert_allclose(fast.valid_logits, plain.valid_logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(fast.test_logits, plain.test_logits, rtol=1e-4, atol=1e-5)
     assert fast.passes == plain.passes
+
+
+@pytest.mark.parametrize(("fast_paths", "dropout"), [(True, 0.1), (True, 0.0), (False, 0.1)])
+def test_attention_is_written_out_while_its_dropout_trains_on_the_cpu(
+    job: CellJob, monkeypatch: pytest.MonkeyPatch, fast_paths: bool, dropout: float
+) -> None:
+    original, seen = train_cell_module.fit_fold, []
+    build = train_cell_module.build_classifier
+
+    def with_dropout(*arguments: Any, **named: Any) -> Any:
+        model = build(*arguments, **named)
+        model.encoder.config.attention_probs_dropout_prob = dropout
+        seen.append(model.encoder.config)
+        return model
+
+    def look(model: Any, *arguments: Any, **named: Any) -> Any:
+        seen.append(model.encoder.config._attn_implementation)
+        return original(model, *arguments, **named)
+
+    monkeypatch.setattr(train_cell_module, "build_classifier", with_dropout)
+    monkeypatch.setattr(train_cell_module, "fit_fold", look)
+    train_cell_module.train_cell(dataclasses.replace(job, fast_paths=fast_paths))
+
+    config, in_training = seen
+    assert in_training == ("eager" if fast_paths and dropout else "sdpa")
+    assert config._attn_implementation == "sdpa", "predictions are made as stored models make them"
 
 
 def test_a_deterministic_cell_uses_only_such_kernels_and_leaves_others_free(
