@@ -125,7 +125,7 @@ class Asked:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    command = "python run_cv.py " + shlex.join(sys.argv[1:])
+    command = shlex.join(["python", "run_cv.py", *sys.argv[1:]])
     deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
     baseline = parse_approach(options.baseline)
     asked = _asked(options, baseline)

@@ -141,7 +141,7 @@ def run_plan(setup: Setup, plan: Plan, options: argparse.Namespace, started: flo
                 floor,
                 save_models=options.save_models,
                 fresh=options.fresh,
-                command="python run_cv.py " + shlex.join(sys.argv[1:]),
+                command=shlex.join(["python", "run_cv.py", *sys.argv[1:]]),
                 on_step=lambda cell, step: progress.step(_label(cell), step / plan.steps[cell]),
                 on_cell=announce,
             )

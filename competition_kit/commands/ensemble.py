@@ -215,7 +215,7 @@ def _provenance() -> dict[str, Any]:
     from competition_kit.harness.provenance import git_commit, versions
 
     return {
-        "command": "python run_cv.py " + shlex.join(sys.argv[1:]),
+        "command": shlex.join(["python", "run_cv.py", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "version": __version__,
         "versions": versions(),
