@@ -205,7 +205,7 @@ def test_an_ensemble_is_a_run_folder_with_every_file(
     config = read_json(folder / "config.json")
     assert config["kind"] == "ensemble"
     assert [member["name"] for member in config["members"]] == ["a", "b", "c"]
-    assert config["command"].startswith("python run_cv.py ")
+    assert config["command"].startswith("python run_cv.py")
 
 
 def test_an_ensemble_is_scored_like_a_run(
