@@ -9,6 +9,7 @@ which a norm is summed), for less memory and less time.
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +81,7 @@ def keep_used_rows(model: EncoderModel, token_ids: np.ndarray) -> bool:
         for module in model.modules()
     )
     if type(table) is not nn.Embedding or _is_special(table) or owners != 1:
-        log.info("the whole embedding table is trained: %s looks tokens up in its own way", table)
+        _say_once(type(model.encoder).__name__)
         return False
     used = np.unique(token_ids)
     if len(used) < table.num_embeddings:
@@ -93,6 +94,16 @@ def put_rows_back(model: EncoderModel) -> None:
     embedding = model.get_input_embeddings()
     if isinstance(embedding, UsedRows):
         model.encoder.set_input_embeddings(embedding.whole())  # type: ignore[operator]
+
+
+@lru_cache
+def _say_once(encoder: str) -> None:
+    """Warn in the first cell of a process only."""
+    log.warning(
+        "%s looks tokens up in its own way: its whole embedding table is trained, which takes more "
+        "time and memory",
+        encoder,
+    )
 
 
 def _is_special(table: nn.Embedding) -> bool:

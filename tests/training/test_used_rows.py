@@ -20,7 +20,12 @@ from competition_kit.training.model import Classifier, build_classifier
 from competition_kit.training.objectives import CrossEntropy, Once
 from competition_kit.training.recipe import Recipe
 from competition_kit.training.seeds import FoldSeeds
-from competition_kit.training.used_rows import UsedRows, keep_used_rows, put_rows_back
+from competition_kit.training.used_rows import (
+    UsedRows,
+    _say_once,
+    keep_used_rows,
+    put_rows_back,
+)
 
 SEEDS = FoldSeeds(seed=0, fold=0)
 LABELS = np.random.default_rng(1).integers(0, 3, size=30)
@@ -142,11 +147,16 @@ def test_an_embedding_of_another_kind_stays_whole(
     build: Callable[[str], Classifier],
     encoded: Encoded,
     other: Callable[[nn.Embedding], nn.Embedding],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    _say_once.cache_clear()
     model = build("bert")
     model.encoder.set_input_embeddings(other(model.get_input_embeddings()))
 
     assert not keep_used_rows(model, encoded.ids)
+    assert not keep_used_rows(model, encoded.ids)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("BertModel looks tokens up in its own way")
     assert not isinstance(model.get_input_embeddings(), UsedRows)
 
 
