@@ -62,11 +62,6 @@ class AWP:
         own = self.gamma if self.kind == "layer" else min(self.step_size, self.epsilon)
         return max(own, self.inner.strength)
 
-    @property
-    def whole_table(self) -> bool:
-        """Whether the size of the whole embedding table counts (see `training.used_rows`)."""
-        return self.weights != "linear"
-
     def remarks(self) -> list[str]:
         return remarks(self.inner)
 
@@ -87,12 +82,15 @@ class AWP:
             ]
         else:
             gradients = step.weight_gradients(weights)
-        pairs = zip(weights, gradients, strict=True)
-        if self.kind == "layer":
-            return [step.unit_of(g, self.gamma * w.detach().norm()) for w, g in pairs]
-        return [self._kaggle(w.detach(), g) for w, g in pairs]
+        offset = self._layer if self.kind == "layer" else self._kaggle
+        for number, weight in enumerate(weights):  # in place of the gradient, which is let go
+            gradients[number] = offset(step, weight, gradients[number])
+        return gradients
 
-    def _kaggle(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        scale = self.step_size * (weight.norm() + GUARD) / (gradient.norm() + GUARD)
-        limit = self.epsilon * weight.abs()
+    def _layer(self, step: Step, weight: nn.Parameter, gradient: Tensor) -> Tensor:
+        return step.unit_of(gradient, self.gamma * step.size(weight))
+
+    def _kaggle(self, step: Step, weight: nn.Parameter, gradient: Tensor) -> Tensor:
+        scale = self.step_size * (step.size(weight) + GUARD) / (gradient.norm() + GUARD)
+        limit = self.epsilon * weight.detach().abs()
         return (scale * gradient).nan_to_num(0.0).clamp(-limit, limit)

@@ -81,8 +81,14 @@ class ASAM(SAM):
         check_at_least(0.0, eta=self.eta)
 
     def _offsets(self, step: Step, weights: Sequence[nn.Parameter]) -> list[Tensor]:
-        scales = [weight.detach().abs() + self.eta for weight in weights]
         gradients = step.weight_gradients(weights)
-        scaled = [t * g for t, g in zip(scales, gradients, strict=True)]
-        offsets = step.units_together(scaled, self.rho)
-        return [offset.mul_(t) for t, offset in zip(scales, offsets, strict=True)]
+        for number, weight in enumerate(weights):
+            gradients[number] = self._scale(weight) * gradients[number]
+        offsets = step.units_together(gradients, self.rho)
+        for weight, offset in zip(weights, offsets, strict=True):
+            offset.mul_(self._scale(weight))
+        return offsets
+
+    def _scale(self, weight: Tensor) -> Tensor:
+        """Return T = |w| + eta; made twice rather than kept for all weights."""
+        return weight.detach().abs() + self.eta

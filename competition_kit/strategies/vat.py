@@ -53,9 +53,10 @@ class VAT:
     def __call__(self, step: Step) -> Generator[Tensor, None, None]:
         with step.dropout(self.dropout):
             loss, clean = step.supervised()
+            yield loss  # the divergence needs no gradient of this pass: its graph can go
             divergence = partial(step.divergence, "kl", clean.detach())
             direction = step.unit(step.gaussian(), "example")
             for _ in range(self.steps):
                 gradient = step.gradient(self.xi * direction, divergence)
                 direction = step.unit(gradient, "example")
-            yield loss + self.alpha * divergence(self.epsilon * direction)
+            yield self.alpha * divergence(self.epsilon * direction)

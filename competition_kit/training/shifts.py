@@ -5,7 +5,6 @@ A *shift* is a tensor [B, T, H] added to the output of the word embeddings (H is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -112,19 +111,21 @@ class ShiftSpace:
 
     def unit_of(self, gradient: Tensor, length: Tensor | float = 1.0) -> Tensor:
         """Return a weight's gradient with this L2 norm; zero if it is zero or not finite."""
-        return self.units_together([gradient], length)[0]
+        (unit,) = self.units_together([gradient], length)
+        return unit
 
-    def units_together(
-        self, gradients: Sequence[Tensor], length: Tensor | float = 1.0
-    ) -> list[Tensor]:
-        """Return gradients scaled to this joint L2 norm; zeros if they are not finite.
+    def units_together(self, gradients: list[Tensor], length: Tensor | float = 1.0) -> list[Tensor]:
+        """Scale gradients to this joint L2 norm, zeros if they are not finite; return the list.
 
-        The length is an argument as each pass over all weights costs as much as a layer's forward.
+        The list's entries are replaced one by one: two sets of weight gradients are never held. The
+        length is an argument as each pass over all weights costs as much as a layer's forward.
         """
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         tiny = torch.finfo(norm.dtype).tiny
-        factor = torch.where(torch.isfinite(norm), 1.0 / norm.clamp_min(tiny), 0.0)
-        return [gradient.nan_to_num(0.0, 0.0, 0.0).mul_(factor * length) for gradient in gradients]
+        factor = torch.where(torch.isfinite(norm), 1.0 / norm.clamp_min(tiny), 0.0) * length
+        for number, gradient in enumerate(gradients):
+            gradients[number] = gradient.nan_to_num(0.0, 0.0, 0.0).mul_(factor)
+        return gradients
 
     def project(self, shift: Tensor, radius: float, scope: Scope, order: Norm = "l2") -> Tensor:
         """Return the nearest shift whose norm in its scope is at most `radius`."""

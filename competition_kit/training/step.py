@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from competition_kit.data.encoding import Batch
 from competition_kit.training.divergence import DIVERGENCES, Divergence
 from competition_kit.training.shifts import Scope, ShiftSpace
+from competition_kit.training.used_rows import UsedRows
 from competition_kit.training.weights import moved, stored_weight
 
 __all__ = ["Objective", "Scope", "Step"]
@@ -219,13 +220,21 @@ class Step(ShiftSpace):
         factor = self._scale(torch.ones_like(loss))
         return [gradient / factor for gradient in gradients]
 
+    def size(self, weight: nn.Parameter) -> Tensor:
+        """Return ||w||; of the embedding table with those rows that are not trained."""
+        norm = weight.detach().norm()
+        if isinstance(self._embedding, UsedRows) and weight is self._embedding.weight:
+            return torch.hypot(norm, self._embedding.rest)
+        return norm
+
     @contextmanager
     def moved(self, weights: Sequence[nn.Parameter], offsets: Sequence[Tensor]) -> Iterator[None]:
         """Move weights by offsets inside the block; they are back bit for bit on every exit.
 
-        The largest relative move, ||offset|| / ||weight|| over all of them, goes into the notes.
+        The offsets' memory is taken over. Their relative size, ||offset|| / ||weight|| over all of
+        them, goes into the notes.
         """
-        size = torch.stack([w.detach().norm() for w in weights]).norm()
+        size = torch.stack([self.size(weight) for weight in weights]).norm()
         length = torch.stack([offset.norm() for offset in offsets]).norm()
         self.notes["weight_shift"] = length / size.clamp_min(torch.finfo(size.dtype).tiny)
         with moved(weights, offsets):

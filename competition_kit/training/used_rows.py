@@ -34,10 +34,12 @@ class UsedRows(nn.Module):
 
     Attributes:
         weight: [U, H].
+        rest: norm of the rows that are not here.
         padding_idx: id of the token whose row is not trained, as in `nn.Embedding`.
     """
 
     row_of: Tensor
+    rest: Tensor
 
     def __init__(self, table: nn.Embedding, used: np.ndarray) -> None:
         super().__init__()
@@ -48,6 +50,9 @@ class UsedRows(nn.Module):
         row_of = torch.full((table.num_embeddings,), len(used))  # beyond the last row: an error
         row_of[self.used] = torch.arange(len(used))
         self.register_buffer("row_of", row_of, persistent=False)
+        norms = table.weight.detach().norm(dim=1)
+        norms[self.used.to(norms.device)] = 0.0
+        self.register_buffer("rest", norms.norm(), persistent=False)
         padding = None if table.padding_idx is None else int(row_of[table.padding_idx])
         self._padding_row = padding if padding is not None and padding < len(used) else None
 
@@ -69,8 +74,7 @@ def keep_used_rows(model: EncoderModel, token_ids: np.ndarray) -> bool:
     """Put `UsedRows` in place of the word embedding; return whether the encoder allows it.
 
     Call it before the optimizer exists and before the model goes to its device (the other rows
-    stay where they are). All weights that tricks measure as a whole (AWP's ||w||) change with it:
-    those tricks say so by `whole_table`.
+    stay where they are). A trick whose numbers would change with it says so by `whole_table`.
 
     Args:
         token_ids: of all rows that will be trained on or predicted, repeated or not, padding too.

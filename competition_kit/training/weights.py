@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
@@ -15,20 +15,21 @@ __all__ = ["MixedWeight", "moved", "settle", "stored_weight"]
 
 @contextmanager
 def moved(parameters: Sequence[nn.Parameter], offsets: Sequence[Tensor]) -> Iterator[None]:
-    """Add offsets to parameters while the block runs; restore them exactly on every exit.
+    """Add offsets to parameters while the block runs; they are back bit for bit on every exit.
 
-    A copy of the moved weights is held meanwhile (w + v - v is not w in floating point).
+    The moved weights stand where the offsets were, which are used up; the weights themselves wait
+    untouched (w + v - v would not be w in floating point). So no copy is made.
     """
-    kept = [parameter.detach().clone() for parameter in parameters]
+    kept = [parameter.data for parameter in parameters]
     try:
-        with torch.no_grad():
-            for parameter, offset in zip(parameters, offsets, strict=True):
-                parameter.add_(offset)
+        for parameter, offset in zip(parameters, offsets, strict=True):
+            parameter.data = offset.add_(parameter.data)
+        increment_version(parameters)  # a graph made outside must not go on with moved weights
         yield
     finally:
-        with torch.no_grad():
-            for parameter, original in zip(parameters, kept, strict=True):
-                parameter.copy_(original)
+        for parameter, original in zip(parameters, kept, strict=True):
+            parameter.data = original
+        increment_version(parameters)
 
 
 def stored_weight(layer: nn.Linear) -> nn.Parameter:
