@@ -6,11 +6,11 @@ import logging
 from dataclasses import dataclass
 
 from competition_kit.errors import InputError
-from competition_kit.specs import format_spec, parse_spec, parse_specs
+from competition_kit.specs import format_spec, name_of, parse_spec, parse_specs
 from competition_kit.strategies import STRATEGIES, Strategy
 from competition_kit.strategies.base import layers, remarks
 from competition_kit.strategies.none import Plain
-from competition_kit.tricks import TRICKS, Trick, format_tricks, parse_tricks
+from competition_kit.tricks import TRICKS, Trick, format_tricks, in_order, parse_tricks
 from competition_kit.tricks.averages import CheckpointAverage
 
 __all__ = ["Approach", "combined", "parse_approach"]
@@ -44,10 +44,6 @@ class Approach:
         """The tricks with every hyper-parameter."""
         return format_tricks(self.tricks)
 
-    @property
-    def is_baseline(self) -> bool:
-        return not self.tricks and isinstance(self.strategy, Plain)
-
     def __str__(self) -> str:
         """Say it without what is at its default; `parse_approach` reads it back."""
         parts = [format_spec(trick, TRICKS, defaults=False) for trick in self.tricks]
@@ -72,7 +68,7 @@ class Approach:
         for layer in layers(self.strategy):
             start = getattr(layer, "start_epoch", 0.0)
             if start >= epochs:
-                name = next(key for key, cls in STRATEGIES.items() if cls is type(layer))
+                name = name_of(layer, STRATEGIES)
                 raise InputError(
                     f"{name} starts after epoch {start:g}, and --epochs is {epochs}",
                     remedy=f"use {name}(start_epoch=0), or more --epochs",
@@ -107,11 +103,8 @@ def parse_approach(text: str) -> Approach:
                     f"{text!r}: a trick stands after a comma, not after '+'",
                     remedy='write "fgm, ema"',
                 )
-    tricks = tuple(part for part in parts if type(part) in TRICKS.values())
-    return Approach(
-        strategies[0] if strategies else Plain(),
-        parse_tricks(format_tricks(tricks)),  # in their order, contradictions refused
-    )
+    tricks = [part for part in parts if type(part) in TRICKS.values()]
+    return Approach(strategies[0] if strategies else Plain(), in_order(tricks))
 
 
 def combined(one: Approach, other: Approach) -> Approach:

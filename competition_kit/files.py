@@ -95,20 +95,23 @@ def write_json(path: Path, content: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that the kit wrote.
 
     Raises:
-        InputError: if it is not JSON (someone edited it).
+        InputError: if it is no JSON object (someone edited it).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
         raise InputError(
             f"is not valid JSON ({error})",
             file=path,
             remedy="remove the file and run the command that made it again",
         ) from error
+    return content
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:

@@ -107,10 +107,12 @@ def _from_hub(name: str) -> Path:
         siblings = model_info(name, timeout=HUB_SECONDS).siblings
         files = [sibling.rfilename for sibling in siblings or ()]
     except HfHubHTTPError as error:
-        raise InputError(
-            f"the hub has no model {name!r} for you ({type(error).__name__})",
-            remedy="check the name; for a private model log in with: hf auth login",
-        ) from error
+        if error.response.status_code < 500:
+            raise InputError(
+                f"the hub has no model {name!r} for you ({type(error).__name__})",
+                remedy="check the name; for a private model log in with: hf auth login",
+            ) from error
+        files = None  # the hub is down: a copy in the cache will do
     except ValueError as error:  # a malformed name
         raise InputError(
             f"{name!r} is neither a folder nor a hub name ({error})", remedy="check the name"
@@ -118,7 +120,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:
         if not _no_network(error):
             raise
-        files = None  # a copy in the cache will do
+        files = None
     if files is not None and not any(file.endswith(".safetensors") for file in files):
         raise _pickle_only(name)
     try:

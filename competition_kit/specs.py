@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from competition_kit.errors import InputError, did_you_mean
 
-__all__ = ["format_spec", "parse_spec", "parse_specs", "spec_names"]
+__all__ = ["format_spec", "name_of", "parse_spec", "parse_specs", "spec_names"]
 
 
 def parse_spec(text: str, known: dict[str, type], what: str = "strategy") -> Any:
@@ -169,6 +169,11 @@ def _typed(name: str, key: str, value: Any, hint: Any) -> Any:
     raise InputError(f"{name}: {key} is {_short(value)}", remedy=f"it takes {expected}")
 
 
+def name_of(built: Any, known: dict[str, type]) -> str:
+    """Return the name under which an object's class is known."""
+    return next(name for name, cls in known.items() if cls is type(built))
+
+
 def format_spec(built: Any, known: dict[str, type], *, defaults: bool = True) -> str:
     """Return the spec string of an object, the inverse of `parse_spec`.
 
@@ -177,7 +182,7 @@ def format_spec(built: Any, known: dict[str, type], *, defaults: bool = True) ->
         known: name -> class.
         defaults: say hyper-parameters that have their default value, too.
     """
-    name = next(key for key, cls in known.items() if cls is type(built))
+    name = name_of(built, known)
     fields = [field for field in dataclasses.fields(built) if field.name != "inner"]
     arguments = ", ".join(
         f"{field.name}={getattr(built, field.name)!r}"

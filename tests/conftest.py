@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach a hub
@@ -19,10 +19,28 @@ WORDS = (
     "good great fine lovely happy bad awful poor sad angry plain table chair river stone "
     "walk talk film book song 好 坏 😀"
 ).split()
+RUN_FILES = {  # of a finished run, its cells apart
+    "config.json",
+    "folds.csv",
+    "oof.csv",
+    "test_predictions.csv",
+    "metrics.json",
+    "submission.csv",
+    "report.html",
+}
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other
+
+
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """Let runs in this process use one core: on a busy machine threads wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+        yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

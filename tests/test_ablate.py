@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.special import softmax
 from sklearn.metrics import f1_score
 
@@ -24,16 +22,13 @@ from competition_kit.approach import parse_approach
 from competition_kit.cli import main
 from competition_kit.commands import ablate as command
 from competition_kit.commands.ablation_output import WIDTH, print_deltas
+from competition_kit.commands.ablation_plan import asked_arms
 from competition_kit.harness import ablation as harness
 
 QUICK = ["--epochs", "1", "--folds", "3", "--workers", "1", "--lr", "1e-3", "--device", "cpu"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
-    yield
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 @dataclass
@@ -343,6 +338,27 @@ def test_compare_refuses_runs_on_other_folds(lab: Lab, capsys: pytest.CaptureFix
     assert "no finished run" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_no_report")
+def test_compare_says_which_file_does_not_fit_the_runs(
+    lab: Lab, competition_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    data = competition_folder("grouped", groups=True, rows=30)
+    where = ["--data", str(data), "--model", str(lab.model), "--out", str(lab.out)]
+    lab.run(*where, *QUICK)
+    lab.run(*where, *QUICK, "--adv", "neftune")
+    pair = sorted(map(str, (lab.out / "grouped").glob("*-*")))
+    assert "macro_f1" in lab.run("compare", *pair)
+    table = pd.read_csv(data / "train.csv")
+    for changed in (table[1:], table.drop(columns="doc")):
+        changed.to_csv(data / "train.csv", index=False)
+        lab.run("compare", *pair, code=2)
+        assert f"{data / 'train.csv'}: has no group for rows of" in capsys.readouterr().err
+    oof = Path(pair[0]) / "oof.csv"
+    pd.read_csv(oof).drop(columns="fold").to_csv(oof, index=False)
+    lab.run("compare", *pair, code=2)
+    assert "oof.csv: no column 'fold'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -493,8 +509,8 @@ def test_a_metric_that_a_fold_does_not_define_leaves_that_fold_out(lab: Lab):
 
 
 def test_pairs_are_made_of_arms_that_go_together(caplog: pytest.LogCaptureFixture):
-    options = SimpleNamespace(arms=["neftune", "fgm", "pgd", "neftune+fgm"], pairs=True)
-    found = command._asked(options, parse_approach("none"))
+    none = parse_approach("none")
+    found = asked_arms(["neftune", "fgm", "pgd", "neftune+fgm"], none, pairs=True)
     assert [(arm.name, arm.role, arm.parts) for arm in found] == [
         ("neftune", "arm", None),
         ("fgm", "arm", None),
@@ -503,8 +519,8 @@ def test_pairs_are_made_of_arms_that_go_together(caplog: pytest.LogCaptureFixtur
         ("neftune+pgd", "pair", ("neftune", "pgd")),
     ]
     assert "no pair of fgm and pgd" in caplog.text
-    options = SimpleNamespace(arms=["neftune", "fgm"], pairs=False)
-    assert [arm.parts for arm in command._asked(options, parse_approach("none"))] == [None, None]
+    singles = asked_arms(["neftune", "fgm"], none, pairs=False)
+    assert [arm.parts for arm in singles] == [None, None]
 
 
 @pytest.mark.usefixtures("_no_report")
@@ -557,10 +573,7 @@ def test_long_names_get_a_line_of_their_own(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize("value", ["8", "h", "", "0h", "8 hours"])
-@pytest.mark.usefixtures("_no_report")
-def test_a_time_budget_is_a_length_of_time(
-    lab: Lab, value: str, capsys: pytest.CaptureFixture[str]
-):
+def test_a_time_budget_is_a_length_of_time(value: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         main(["ablate", "--time-budget", value])
     assert stopped.value.code == 2

@@ -5,6 +5,7 @@ One test for each kind that the kit promises to answer well.
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import shutil
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from competition_kit.cli import main
 from competition_kit.data.competition import Competition, load_competition
 from competition_kit.errors import InputError, did_you_mean, examples, shown
-from competition_kit.files import atomic_write, write_csv, write_json
+from competition_kit.files import atomic_write, read_json, write_csv, write_json
 
 TRAIN = "id,text,label\n" + "".join(
     f"{row},{'good great' if row % 2 else 'bad awful'} {row},{'yes' if row % 2 else 'no'}\n"
@@ -35,6 +36,8 @@ SAMPLE = "id,label\n101,no\n100,no\n"
 TOML = 'id = "id"\ntext = "text"\nlabel = "label"\n[cv]\nfolds = 2\n'
 
 Check = Callable[..., str]
+
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 @pytest.fixture
@@ -476,6 +479,14 @@ def test_a_full_disk_leaves_the_old_file(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", "\udcff"])
+def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(InputError, match=r"config\.json: is not valid JSON .*; remove the file"):
+        read_json(path)
+
+
 def test_an_error_inside_an_atomic_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old", encoding="utf-8")
@@ -526,8 +537,6 @@ def test_score_without_a_run_or_a_solution(
 
 
 def test_a_message_is_one_line_whatever_a_value_holds() -> None:
-    import pickle
-
     value = "a\nb\u2028c\x1b[31m\r" + "x" * 100
     error = InputError(
         f"{shown(value)} is\nwrong", file="f\n", row=3, column="c\td", remedy="do\nthis"
@@ -535,7 +544,8 @@ def test_a_message_is_one_line_whatever_a_value_holds() -> None:
     assert len(str(error).splitlines()) == 1
     assert "\x1b" not in str(error)
     assert len(str(error)) < 130
-    again = pickle.loads(pickle.dumps(error))
+    again = copy.copy(error)  # made anew from its arguments, as one that a worker sends
+    assert again is not error
     assert (str(again), type(again), again.exit_code) == (str(error), InputError, 2)
 
 

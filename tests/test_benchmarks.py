@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -28,17 +27,12 @@ from competition_kit.training.objectives import CrossEntropy, Once
 from competition_kit.training.step import Step
 
 SEED = 5
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 def same_noise(like: Tensor) -> Tensor:
     """Draw what a `Step` with a generator of this seed draws first."""
     return torch.empty_like(like).uniform_(-1.0, 1.0, generator=torch.Generator().manual_seed(SEED))
-
-
-@pytest.fixture(autouse=True)
-def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs in this process use one core: on a busy machine threads wait for each other."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,6 +115,14 @@ def test_cuda_without_a_gpu(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_scores_that_are_not_there_are_missed_before_the_checks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cuda.main(["--device", "cpu", "--cpu-scores", "nowhere.json"])
+    assert "nowhere.json: no such file" in capsys.readouterr().err
+
+
 def test_cuda_rehearsal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,13 +148,9 @@ def test_cuda_main_job_on_a_small_competition(
     """The same code as on a GPU; on the CPU a rerun is the same to the last bit."""
     path = tmp_path / "main.json"
     flags = ["--device", "cpu", "--parts", "main", "--epochs", "1", "--max-length", "24"]
-    threads = torch.get_num_threads()
     data, model = competition_folder(), model_folder("bert")
     flags += ["--workers", "1", "--data", str(data), "--model", str(model), "--json", str(path)]
-    try:
-        code = cuda.main(flags)
-    finally:
-        torch.set_num_threads(threads)  # a run in this process sets them
+    code = cuda.main(flags)
     written = json.loads(path.read_text(encoding="utf-8"))
     assert code == 0, written["checks"]
     figures = {check["check"]: check["figure"] for check in written["checks"]}
@@ -168,18 +166,7 @@ def test_step_cost(
 ) -> None:
     path = tmp_path / "cost.json"
     flags = ["--model", str(model_folder("roberta")), "--data", str(competition_folder())]
-    size = [
-        "--batch-size",
-        "4",
-        "--batches",
-        "2",
-        "--repetitions",
-        "1",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
+    size = "--batch-size 4 --batches 2 --repetitions 1 --device cpu --threads 1".split()
     assert step_cost.main([*flags, *size, "--json", str(path)]) == 0
     written = json.loads(path.read_text(encoding="utf-8"))
     assert {"device", "cpu", "versions", "git_commit", "date"} <= set(written["environment"])

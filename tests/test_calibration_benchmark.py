@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks import calibration
-from benchmarks.calibration import FALLBACK, OURS, SCENARIOS, measure, verdicts
+from benchmarks.calibration import STYLES, verdicts
+from benchmarks.coverage import FALLBACK, OURS, SCENARIOS, measure
 from benchmarks.toy_ablations import SCORES, Setting, draw
-from competition_kit.results.statistics import row_variance_of_means
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,6 @@ def test_groups_come_together() -> None:
         assert one.row_variances[0] is not None
         alone.append(one.row_variances[0].variance)
     assert np.mean(grouped) > 1.1 * np.mean(alone)
-    assert row_variance_of_means(np.ones((2, 10)), np.arange(10) % 2) is not None
 
 
 @pytest.mark.parametrize(
@@ -129,6 +128,32 @@ def test_a_broken_promise_is_found() -> None:
     assert all(check.ok for check in verdicts([null]))
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--ablations", "1"], "1 is less than 2"),
+        (["--plot", "power.pdf"], "power.pdf does not end in .svg or .png"),
+        (["--plot", "power.svg", "--no-power"], "measured in: seeds, data, mixed"),
+        (["--plot", "power.svg", "--scenarios", "data, 1 seed"], "measured in: seeds, data, mixed"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_the_hours(
+    flags: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        calibration.main(flags)
+    assert caught.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_part_of_the_measurement_does_not_replace_the_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibration, "result_path", lambda *_: pytest.fail("the published file"))
+    calibration.main(["--ablations", "3", "--scenarios", "seeds", "--no-power"])
+    assert "written" not in capsys.readouterr().out
+
+
 def test_command_writes_figures_and_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +165,8 @@ def test_command_writes_figures_and_plot(
     assert content["scenarios"][0]["scenario"] == "seeds"
     assert content["power"][0]["true_delta"]["value"] > 0
     assert content["environment"]["versions"]
-    assert "true delta" in plot.read_text(encoding="utf-8") or plot.stat().st_size > 5000
+    picture = plot.read_text(encoding="utf-8")
+    for method, style in STYLES.items():
+        assert picture.count(f"stroke: {style['color']}") >= 4, method
     printed = capsys.readouterr().out
     assert OURS in printed and "power, %" in printed

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib import metadata
@@ -21,7 +21,7 @@ import markupsafe
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from conftest import RUN_FILES
 from scipy.special import expit, softmax
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -32,24 +32,7 @@ from competition_kit.strategies.fgm import FGM
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--epochs", "1", "--folds", "3", "--workers", "1", "--lr", "1e-3", "--device", "cpu"]
-FILES = {
-    "config.json",
-    "folds.csv",
-    "oof.csv",
-    "test_predictions.csv",
-    "metrics.json",
-    "submission.csv",
-    "report.html",
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Let runs in this process use one core: on a busy machine threads wait for each other."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
-        yield
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -116,7 +99,9 @@ WORDS = ("good great happy", "bad awful sad", "table chair 好 😀")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str], Path]) -> Run:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str], Path], one_core: None
+) -> Run:
     """A run with two seeds on a competition whose names want to be trouble."""
     place = tmp_path_factory.mktemp("finished")
     folder = place / "toy"
@@ -146,7 +131,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[s
 
 def test_a_run_leaves_exactly_the_files_that_are_promised(finished: Run) -> None:
     found = {path.name for path in finished.folder.iterdir() if not path.name.startswith(".")}
-    assert found == {*FILES, "cells"}
+    assert found == {*RUN_FILES, "cells"}
     cells = {path.name for path in (finished.folder / "cells").iterdir()}
     assert cells == {f"seed{seed}-fold{fold}" for seed in (0, 7) for fold in range(3)}
     for cell in (finished.folder / "cells").iterdir():
@@ -249,7 +234,7 @@ def test_the_table_in_the_terminal_shows_these_scores(finished: Run) -> None:
     assert rows["SD"][2] == f"{metrics['sd']:.4f}"
     pooled = [*metrics["oof"], metrics["oof_of_mean"], metrics["floor"]["oof"]]
     assert rows["pooled"] == ["OOF", *(f"{score:.4f}" for score in pooled)]
-    for name in FILES - {"config.json", "folds.csv"}:
+    for name in RUN_FILES - {"config.json", "folds.csv"}:
         assert f"  {finished.folder / name}" in finished.printed.splitlines()
 
 
@@ -521,7 +506,7 @@ def test_a_competition_without_test_rows_has_scores_and_no_submission(
     )
 
     found = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
-    assert found == {*FILES, "cells"} - {"test_predictions.csv", "submission.csv"}
+    assert found == {*RUN_FILES, "cells"} - {"test_predictions.csv", "submission.csv"}
     guess = np.array(run.config["classes"])[run.probabilities(run.oof).argmax(axis=1)]
     assert run.metrics["oof_of_mean"] == pytest.approx(accuracy_score(run.oof["label"], guess))
     assert "submission.csv" not in run.printed
@@ -583,7 +568,7 @@ def test_the_readmes_command_runs_with_a_smaller_budget(
     assert "on 2 workers (2 computed now)" in done.stdout
     (run,) = (tmp_path / "runs" / "toy").glob("tiny-bert-fgm-*")
     assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == {
-        *FILES,
+        *RUN_FILES,
         "cells",
     }
     config = read_json(run / "config.json")
@@ -670,7 +655,7 @@ def test_training_needs_no_package_besides_the_few_that_were_promised(
     assert len(warnings) == 1 and "jinja2 is missing; pip install jinja2" in warnings[0]
     (run,) = (tmp_path / "runs" / "toy").glob("tiny-bert-none-*")
     found = {path.name for path in run.iterdir() if not path.name.startswith(".")}
-    assert found == {*FILES, "cells"} - {"report.html"}
+    assert found == {*RUN_FILES, "cells"} - {"report.html"}
     assert "report.html" not in done.stdout
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import RUN_FILES
 from scipy.special import expit, softmax
 
 from competition_kit.cli import main
@@ -32,15 +33,6 @@ from competition_kit.results.oof import oof_table
 from competition_kit.results.report.ensemble_plots import short_names
 from competition_kit.results.submission import make_submission
 
-FILES = {
-    "config.json",
-    "folds.csv",
-    "oof.csv",
-    "test_predictions.csv",
-    "metrics.json",
-    "submission.csv",
-    "report.html",
-}
 WRITE_REPORT = ensemble._write_report
 STACKING = ("stack", "stack_boosting")
 ALL_METHODS = dict(METHODS)
@@ -169,7 +161,7 @@ def test_an_ensemble_is_a_run_folder_with_every_file(
     folder = blend(runs, tmp_path, "--name", "final 1")
     assert folder.name == "ensemble-final-1"
     found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    assert found == FILES
+    assert found == RUN_FILES
     printed = capsys.readouterr().out
     before = (folder / "report.html").read_bytes()
     (folder / "report.html").unlink()
@@ -642,6 +634,16 @@ def test_a_folder_is_written_by_one_process_at_a_time(
         message = failed(capsys, *runs, "--out", str(tmp_path / "runs"))
     assert "another process is writing here" in message
     assert not folder.oof.exists()
+
+
+def test_a_submission_that_is_being_replaced_is_not_scored(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(Path(runs[0]))
+    with folder.locked():
+        assert main(["score", runs[0]]) == 2
+    assert "another process is writing here" in capsys.readouterr().err
+    assert not folder.held_out.exists()
 
 
 # -- the command line --------------------------------------------------------------------------

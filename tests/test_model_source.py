@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -210,6 +211,32 @@ def test_no_network_is_said_quickly(monkeypatch: pytest.MonkeyPatch, error: Exce
     assert f"leave --model out for {DEFAULT_MODEL}" in message
 
 
+@pytest.mark.parametrize(("status", "cached"), [(404, False), (403, False), (503, True)])
+def test_a_hub_that_is_down_leaves_its_cache(
+    monkeypatch: pytest.MonkeyPatch, model_folder: ModelFolder, status: int, cached: bool
+) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    downloads = hub(monkeypatch, [], model_folder("bert"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise HfHubHTTPError(
+            "no",
+            response=SimpleNamespace(  # type: ignore[arg-type]
+                status_code=status, headers={}, request=None
+            ),
+        )
+
+    monkeypatch.setattr("huggingface_hub.model_info", fail)
+    if cached:
+        assert find_model("some-org/some-model").folder == model_folder("bert")
+        assert downloads[0]["local_files_only"] is True
+    else:
+        assert "the hub has no model 'some-org/some-model' for you" in refused(
+            "some-org/some-model"
+        )
+
+
 def test_a_connection_that_is_refused_is_said_quickly(tmp_path: Path) -> None:
     """The real client against a port where nobody listens: it must not retry for half a minute."""
     import subprocess
@@ -232,8 +259,6 @@ def test_a_connection_that_is_refused_is_said_quickly(tmp_path: Path) -> None:
 
 def hub(monkeypatch: pytest.MonkeyPatch, files: list[str], folder: Path) -> list[dict[str, object]]:
     """Let the hub have a model of these files, downloaded to `folder`; return the downloads."""
-    from types import SimpleNamespace
-
     downloads: list[dict[str, object]] = []
 
     def download(name: str, **options: object) -> str:

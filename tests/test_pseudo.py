@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.special import expit, softmax
 
 from competition_kit.approach import Approach
@@ -24,14 +22,12 @@ from competition_kit.harness.pseudo_labels import Choice, advice, make_pseudo_la
 from competition_kit.harness.run_folder import RunFolder
 
 QUICK = ["--epochs", "2", "--folds", "3", "--workers", "1", "--lr", "1e-3", "--device", "cpu"]
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("competition_kit.commands.cv._write_report", lambda plan: None)
-    yield
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from competition_kit.cli import main
 from competition_kit.commands import cv
 from competition_kit.tricks.cards import markdown
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
-    yield
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 @pytest.fixture

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from benchmarks import cv, scaling, train
+from benchmarks import cv, peer_cv, scaling, train, trials
 from benchmarks.sides import SIDES, Rows, padded_loop
-from competition_kit.data.encoding import Encoded
+from competition_kit.data.encoding import Encoded, collate
+from competition_kit.strategies import STRATEGIES
+from competition_kit.training.model import build_classifier
+from competition_kit.training.objectives import CrossEntropy, Once
+from competition_kit.training.step import Step
 
 
 @pytest.fixture
@@ -78,8 +85,39 @@ def test_cv_says_where_the_time_went_and_runs_its_peer(
         assert 0 < run["training"] < 1 and 0 <= run["score"] <= 1
 
 
-def test_linear_cost_is_one_and_quadratic_cost_two() -> None:
-    work = [1.0, 2.0, 4.0]
+@pytest.mark.parametrize("settings", [{"task": "multi_label"}, {"pair": True}])
+def test_the_peer_refuses_what_it_would_train_wrongly(
+    settings: dict[str, Any],
+    model_folder: Callable[[str], Path],
+    competition_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = "--folds 2 --seeds 0 --epochs 1 --batch-size 8 --max-length 16 --device cpu".split()
+    flags += ["--precision", "fp32", "--json", "nowhere.json", "--model", str(model_folder("bert"))]
+    assert peer_cv.main([*flags, "--data", str(competition_folder(**settings))]) == 2
+    assert "one label and one text" in capsys.readouterr().err
+
+
+def test_linear_cost_is_one_and_quadratic_cost_more() -> None:
+    work = [1.0, 2.0, 4.0, 8.0]
 
     assert scaling._of_linear([3 + 2 * w for w in work], work) == pytest.approx(1.0)
-    assert scaling._of_linear([3 + w**2 for w in work], work) == pytest.approx(2.0)
+    assert scaling._of_linear([3 + w**2 for w in work], work) > 1.5
+
+
+def test_a_pass_that_is_made_twice_gives_the_same_gradient(rows: Rows) -> None:
+    model = build_classifier(rows.model_folder, 3).train()
+    batch = collate(Encoded.load(rows.tokens), np.arange(4), rows.labels)
+
+    def gradient(way: Callable[[], AbstractContextManager]) -> list[torch.Tensor]:
+        model.zero_grad()
+        torch.manual_seed(0)  # of dropout
+        step = Step(model, batch, Once(CrossEntropy()), torch.Generator().manual_seed(0))
+        with way():
+            for loss in STRATEGIES["alum"]()(step):
+                loss.backward()
+        return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+    twice = gradient(trials._recomputed)
+    for got, wanted in zip(twice, gradient(nullcontext), strict=True):
+        torch.testing.assert_close(got, wanted)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
-import shlex
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from competition_kit.approach import Approach, combined, parse_approach
+from competition_kit.approach import parse_approach
+from competition_kit.commands.ablation_plan import (
+    add_rivals,
+    asked_arms,
+    checked_seeds,
+    make_study,
+    measured_costs,
+)
 from competition_kit.commands.flags import (
     DATA,
     DEFAULT_COMPETITION,
@@ -26,24 +29,18 @@ from competition_kit.commands.flags import (
     duration,
     not_negative,
 )
-from competition_kit.commands.setup import Setup, set_up
-from competition_kit.errors import InputError
-from competition_kit.strategies.base import layers
-from competition_kit.strategies.none import Plain
+from competition_kit.commands.output import command_line, print_written
+from competition_kit.commands.setup import set_up
 
 if TYPE_CHECKING:
-    from competition_kit.harness.ablation import AblationArm, Study
+    from competition_kit.harness.ablation import AblationArm, Cells, Study
     from competition_kit.harness.cells import Cell
     from competition_kit.harness.engines.local import Placement
     from competition_kit.harness.estimate import CellCost
-    from competition_kit.results.ablation import Role
 
 __all__ = ["add", "add_flags"]
 
 log = logging.getLogger(__name__)
-
-AA = "A/A"
-OTHER_SEEDS = 1000  # how far away the seeds of the A/A arm and of further averaged seeds are
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -109,76 +106,59 @@ def add_flags(ablate: argparse.ArgumentParser) -> None:
     add_machine_flags(ablate)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """An arm as asked for, the same for every competition.
-
-    Attributes:
-        parts: names of the two arms that a pair is made of.
-    """
-
-    name: str
-    role: Role
-    approach: Approach
-    parts: tuple[str, str] | None = None
-
-
 def run(options: argparse.Namespace) -> int:
-    """Run the command."""
-    command = shlex.join(["python", "run_cv.py", *sys.argv[1:]])
     deadline = None if options.time_budget is None else time.monotonic() + options.time_budget
     baseline = parse_approach(options.baseline)
-    asked = _asked(options, baseline)
-    for arm in (Asked("", "baseline", baseline), *asked):
-        arm.approach.check(options.epochs)
-    seeds = tuple(dict.fromkeys(options.seeds))
-    if max(seeds) - min(seeds) >= OTHER_SEEDS:
-        raise InputError(
-            f"--seeds {min(seeds)} and {max(seeds)} are {OTHER_SEEDS} or more apart",
-            remedy=f"use nearer ones: the A/A arm has each seed + {OTHER_SEEDS}",
-        )
+    asked = asked_arms(options.arms, baseline, pairs=options.pairs)
+    for approach in (baseline, *(arm.approach for arm in asked)):
+        approach.check(options.epochs)
+    seeds = checked_seeds(options.seeds)
     setups = [set_up(options, data) for data in dict.fromkeys(options.data)]
 
-    from competition_kit.commands.ablation_output import (
-        print_across,
-        print_legend,
-        print_plan,
-        print_result,
-        print_written,
-        write_report,
-    )
+    from competition_kit.commands.ablation_output import print_plan
     from competition_kit.data.folds import audit
-    from competition_kit.harness.ablation import (
-        ablation_folder,
-        lock_folders,
-        overview_folder,
-        run_ablation,
-    )
+    from competition_kit.harness.ablation import ablation_folder
     from competition_kit.harness.engines.local import place
-    from competition_kit.progress import Progress, bar_of_unknown_length
-    from competition_kit.results.floor import cached_floor
 
-    studies = [_study(setup, baseline, asked, seeds) for setup in setups]
+    studies = [make_study(setup, baseline, asked, seeds) for setup in setups]
     for study in studies:
         for finding in audit(study.competition, study.baseline.plan.folds):
             log.warning("%s: %s", study.competition.name, finding)
     folders = [ablation_folder(study, options.name) for study in studies]
-    cells = sum(len(arm.plan.cells) for study in studies for arm in study.everything())
     placement = place(
-        cells,
+        sum(len(arm.plan.cells) for study in studies for arm in study.everything()),
         setups[0].device,
         options.workers,
         fast_paths=not options.no_fast_paths,
         deterministic=options.deterministic,
     )
-    costs = _costs(studies, placement, {})
+    costs = measured_costs(studies, placement, {})
     if options.equal_compute:
         for setup, study in zip(setups, studies, strict=True):
-            _add_rivals(setup, study, baseline, seeds, costs)
-        costs = _costs(studies, placement, costs)
+            add_rivals(setup, study, baseline, seeds, costs)
+        costs = measured_costs(studies, placement, costs)
     print_plan(studies, costs, placement.workers, options.time_budget)
     if options.dry_run:
         return 0
+    with ExitStack() as stack:  # the locks are held until everything is written
+        cells = _compute(studies, placement, costs, deadline, stack)
+        concluded = _conclude(studies, cells, folders, options)
+    if concluded is not None:
+        _print_results(*concluded)
+    return 0
+
+
+def _compute(
+    studies: Sequence[Study],
+    placement: Placement,
+    costs: Mapping[str, CellCost],
+    deadline: float | None,
+    stack: ExitStack,
+) -> Cells:
+    """Compute the floors and all cells under a bar; the run folders stay locked with the stack."""
+    from competition_kit.harness.ablation import lock_folders, run_ablation
+    from competition_kit.progress import Progress
+    from competition_kit.results.floor import cached_floor
 
     names = {
         arm: (f"{study.competition.name}: " if len(studies) > 1 else "") + arm.name
@@ -200,187 +180,74 @@ def run(options: argparse.Namespace) -> int:
         for arm in names
         for cell in arm.plan.cells
     }
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(work, "cells", setups[0].recipe.epochs))
-        for study in studies:
-            plan = study.baseline.plan
-            study.floor = cached_floor(
-                plan.folder.path.parent / "floor",
-                study.competition,
-                plan.folds,
-                progress.floor(plan.folds.count),
-            )
-        lock_folders(studies, stack)
-        results = run_ablation(
-            studies,
-            placement,
-            command=command,
-            seconds_of=lambda arm: costs[arm.plan.arm.hash].seconds,
-            deadline=deadline,
-            on_step=lambda arm, cell, share: progress.step(label(arm, cell), share),
-            on_cell=announce,
+    epochs = studies[0].baseline.plan.arm.training["epochs"]
+    progress = stack.enter_context(Progress(work, "cells", epochs))
+    for study in studies:
+        plan = study.baseline.plan
+        study.floor = cached_floor(
+            plan.folder.path.parent / "floor",
+            study.competition,
+            plan.folds,
+            progress.floor(plan.folds.count),
         )
-        try:
-            from competition_kit.harness.ablation_result import conclude, conclude_together
-        except ModuleNotFoundError as error:  # a machine that can train has not always all of them
-            log.warning(
-                "all cells are computed; for the deltas pip install %s, here or where you take %s",
-                error.name,
-                options.out,
+    lock_folders(studies, stack)
+    return run_ablation(
+        studies,
+        placement,
+        command=command_line(),
+        seconds_of=lambda arm: costs[arm.plan.arm.hash].seconds,
+        deadline=deadline,
+        on_step=lambda arm, cell, share: progress.step(label(arm, cell), share),
+        on_cell=announce,
+    )
+
+
+def _conclude(
+    studies: Sequence[Study], cells: Cells, folders: Sequence[Path], options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[Path]] | None:
+    """Compare the arms and write what that gives.
+
+    Returns:
+        What each competition's ablation.json says, and all files that were written; None where
+        packages are missing: a machine that can train has not always all of them.
+    """
+    try:
+        from competition_kit.harness.ablation_result import conclude, conclude_together
+    except ModuleNotFoundError as error:
+        log.warning(
+            "all cells are computed; for the deltas pip install %s, here or where you take %s",
+            error.name,
+            options.out,
+        )
+        return None
+    from competition_kit.commands.ablation_output import write_report
+    from competition_kit.harness.ablation import overview_folder
+    from competition_kit.progress import bar_of_unknown_length
+
+    command, contents = command_line(), []
+    for study, folder in zip(studies, folders, strict=True):
+        with bar_of_unknown_length("comparing") as advance:
+            contents.append(
+                conclude(study, cells, folder, rope=options.rope, command=command, on_row=advance)
             )
-            return 0
-        contents = []
-        for study, folder in zip(studies, folders, strict=True):
-            with bar_of_unknown_length("comparing") as advance:
-                contents.append(
-                    conclude(
-                        study, results, folder, rope=options.rope, command=command, on_row=advance
-                    )
-                )
-        if len(studies) > 1:
-            overview = overview_folder(studies, options.name)
-            across = conclude_together(contents, folders, overview, command=command)["across"]
-            folders.append(overview)
-        reports = [write_report(folder) for folder in folders]
+    results = list(folders)
+    if len(studies) > 1:
+        overview = overview_folder(studies, options.name)
+        conclude_together(contents, folders, overview, command=command)  # in `contents`, too
+        results.append(overview)
+    written: list[Path] = []
+    for folder in results:
+        reports = write_report(folder)
+        written += [*sorted(folder.glob("*.csv")), folder / "ablation.json", *reports]
+    return contents, written
+
+
+def _print_results(contents: Sequence[dict[str, Any]], written: Iterable[Path]) -> None:
+    from competition_kit.commands.ablation_output import print_across, print_legend, print_result
+
     for content in contents:
         print_result(content)
-    if len(studies) > 1:
-        print_across(across)
+    if len(contents) > 1:
+        print_across(contents[0]["across"])  # the same in each of them
     print_legend()
-    print_written(
-        path
-        for folder, written in zip(folders, reports, strict=True)
-        for path in (*sorted(folder.glob("*.csv")), folder / "ablation.json", *written)
-    )
-    return 0
-
-
-def _asked(options: argparse.Namespace, baseline: Approach) -> list[Asked]:
-    """Return the arms without the baseline: those named, and with `--pairs` every two of them."""
-    found: dict[Approach, Asked] = {}
-    for text in options.arms:
-        approach = parse_approach(text)
-        if approach == baseline:
-            log.info("%s is the baseline; it runs anyway", text)
-        else:
-            found.setdefault(approach, Asked(str(approach), "arm", approach))
-    if not found:
-        raise InputError("--arms names nothing but the baseline", remedy="add an arm, such as fgm")
-    singles = list(found.values())
-    if options.pairs:
-        for one, other in itertools.combinations(singles, 2):
-            if _parts(one.approach) & _parts(other.approach):
-                log.info("no pair of %s and %s: they have a part in common", one.name, other.name)
-                continue
-            try:
-                both = combined(one.approach, other.approach)
-            except InputError as error:
-                log.warning("no pair of %s and %s: %s", one.name, other.name, error)
-                continue
-            if both in found:  # asked for by name, too
-                found[both] = replace(found[both], parts=(one.name, other.name))
-            else:
-                found[both] = Asked(str(both), "pair", both, (one.name, other.name))
-    return list(found.values())
-
-
-def _parts(approach: Approach) -> set[type]:
-    return {*map(type, layers(approach.strategy)), *map(type, approach.tricks)} - {Plain}
-
-
-def _study(
-    setup: Setup, baseline: Approach, asked: Sequence[Asked], seeds: tuple[int, ...]
-) -> Study:
-    from competition_kit.harness.ablation import AblationArm, Study
-
-    other = tuple(seed + OTHER_SEEDS for seed in seeds)
-    return Study(
-        metric=setup.metric,
-        baseline=AblationArm(name=str(baseline), role="baseline", plan=setup.plan(baseline, seeds)),
-        aa=AblationArm(name=AA, role="a/a", plan=setup.plan(baseline, other), writes_run=False),
-        arms=[
-            AblationArm(
-                name=arm.name,
-                role=arm.role,
-                plan=setup.plan(arm.approach, seeds),
-                parts=arm.parts,
-            )
-            for arm in asked
-        ],
-    )
-
-
-def _add_rivals(
-    setup: Setup,
-    study: Study,
-    baseline: Approach,
-    seeds: tuple[int, ...],
-    costs: Mapping[str, CellCost],
-) -> None:
-    """Give the baseline each arm's budget, in epochs and in averaged seeds."""
-    from competition_kit.harness.ablation import AblationArm, Averaged
-
-    name, epochs = study.baseline.name, setup.recipe.epochs
-    longer: dict[int, AblationArm] = {}
-    others: dict[int, AblationArm] = {1: study.aa}
-    for arm in study.arms:
-        factor = costs[arm.plan.arm.hash].units / costs[study.baseline.plan.arm.hash].units
-        more, runs = round(epochs * factor), round(factor)
-        if more > epochs:
-            if more not in longer:
-                recipe = replace(setup.recipe, epochs=more)
-                longer[more] = AblationArm(
-                    name=f"{name}, {more} epochs",
-                    role="equal epochs",
-                    plan=replace(setup, recipe=recipe).plan(baseline, seeds),
-                )
-            study.longer[arm] = longer[more]
-        if runs > 1:
-            for number in range(1, runs):
-                if number not in others:
-                    shifted = tuple(seed + number * OTHER_SEEDS for seed in seeds)
-                    others[number] = AblationArm(
-                        name=f"{name}, seeds + {number * OTHER_SEEDS}",
-                        role="equal seeds",
-                        plan=setup.plan(baseline, shifted),
-                        writes_run=False,
-                    )
-            parts = (study.baseline, *(others[number] for number in range(1, runs)))
-            study.averaged[arm] = Averaged(f"{name}, {runs} seeds averaged", parts)
-        if more <= epochs and runs <= 1:
-            log.info("%s costs no more than the baseline: equal compute is the delta", arm.name)
-
-
-def _costs(
-    studies: Sequence[Study], placement: Placement, known: Mapping[str, CellCost]
-) -> dict[str, CellCost]:
-    """Return what a cell takes, by the arm's hash: from cells on disk, else measured now."""
-    from competition_kit.harness.estimate import CellCost, measure_cell
-    from competition_kit.harness.running import Task
-    from competition_kit.progress import bar_of_unknown_length
-    from competition_kit.training.journal import TrainingError
-
-    costs = dict(known)
-    missing: dict[str, AblationArm] = {}
-    for arm in (arm for study in studies for arm in study.everything()):
-        plan = arm.plan
-        if plan.arm.hash in costs:
-            continue
-        tasks = [Task(plan, cell) for cell in plan.cells]
-        found = [result for task in tasks if (result := task.found()) is not None]
-        if found:
-            seconds = sum(cell.fit_seconds + cell.predict_seconds for cell in found)
-            costs[plan.arm.hash] = CellCost(seconds / len(found), found[0].passes)
-        else:
-            missing[plan.arm.hash] = arm
-    with bar_of_unknown_length("timing a few batches") as advance:
-        for number, (key, arm) in enumerate(missing.items(), 1):
-            if key not in costs:  # the A/A arm may have found cells of the baseline's settings
-                try:
-                    costs[key] = measure_cell(arm.plan, placement)
-                except TrainingError as error:
-                    raise TrainingError(
-                        f"{arm.name} fails in its first batches: {error}"
-                    ) from error
-            advance(number, len(missing))
-    return costs
+    print_written(written)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from competition_kit.commands.output import report_if_possible
+from competition_kit.results.tables import duration, metric_text, score_text, text_table
 
 if TYPE_CHECKING:
     from competition_kit.harness.ablation import Study
@@ -18,7 +21,6 @@ __all__ = [
     "print_legend",
     "print_plan",
     "print_result",
-    "print_written",
     "write_report",
 ]
 
@@ -35,7 +37,6 @@ def print_plan(
 ) -> None:
     """Print cells, passes and expected time of every arm, and what the design could detect."""
     from competition_kit.harness.running import Task
-    from competition_kit.results.tables import duration, text_table
 
     total = 0.0
     for study in studies:
@@ -109,9 +110,8 @@ def print_result(content: Mapping[str, Any]) -> None:
 
     competition, design = content["competition"], content["design"]
     metric = competition["metric"]
-    direction = "" if competition["greater_is_better"] else ", lower is better"
     print(
-        f"\n{competition['name']}: {metric}{direction}, "
+        f"\n{competition['name']}: {metric_text(metric, competition['greater_is_better'])}, "
         f"{len(design['folds'])} folds x {_count(len(design['seeds']), 'seed')}"
     )
     on_cpu = content["machine"]["device"] == "cpu"
@@ -162,13 +162,6 @@ def print_legend() -> None:
     )
 
 
-def print_written(paths: Iterable[Path]) -> None:
-    """Print where results are."""
-    print("written:")
-    for path in paths:
-        print(f"  {path}")
-
-
 def print_deltas(arms: Sequence[Mapping[str, Any]], *, level: float, on_cpu: bool) -> None:
     """Print what each arm gives and costs; no delta without its interval.
 
@@ -191,7 +184,7 @@ def print_deltas(arms: Sequence[Mapping[str, Any]], *, level: float, on_cpu: boo
             [_name(arm)]
             + [_times(arm["cost"][cost]) for cost in ("passes", time, "peak_memory")]
             + [_chances(arm)]
-            + ([_score(arm["held_out"]), _delta(arm["held_out_delta"])] if held_out else [])
+            + ([score_text(arm["held_out"]), _delta(arm["held_out_delta"])] if held_out else [])
             for arm in arms
         ],
     )
@@ -205,8 +198,6 @@ def print_deltas(arms: Sequence[Mapping[str, Any]], *, level: float, on_cpu: boo
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table of at most `WIDTH` columns: names that are too long get a line of their own."""
-    from competition_kit.results.tables import text_table
-
     others = text_table(["", *header[1:]], [["", *row[1:]] for row in rows]).splitlines()
     room = max(WIDTH - len(others[1]), len(header[0]))
     names = [row[0] if len(row[0]) <= room else "" for row in rows]
@@ -241,12 +232,8 @@ def _name(arm: Mapping[str, Any]) -> str:
     return arm["arm"] + (" (exploratory)" if arm["role"] == "exploratory" else "")
 
 
-def _score(score: float | None) -> str:
-    return "-" if score is None else f"{score:.4f}"
-
-
 def _mean(arm: Mapping[str, Any]) -> str:
-    return _score(arm["mean"]) + (f" ({arm['sd']:.4f})" if arm["sd"] is not None else "")
+    return score_text(arm["mean"]) + (f" ({arm['sd']:.4f})" if arm["sd"] is not None else "")
 
 
 def _delta(numbers: Mapping[str, Any] | None) -> str:
@@ -286,11 +273,7 @@ def _times(ratio: float | None) -> str:
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write the reports; the numbers stand without the packages that these need."""
+    """Write the reports of an ablation; return their paths, none where packages are missing."""
     from competition_kit.results.report import write_ablation_report
 
-    try:
-        return list(write_ablation_report(folder))
-    except ModuleNotFoundError as error:
-        log.warning("no report.html: %s is missing; pip install %s", error.name, error.name)
-        return []
+    return list(report_if_possible(lambda: write_ablation_report(folder)) or ())

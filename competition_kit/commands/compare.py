@@ -33,7 +33,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command."""
     print_comparison(options.run_a, options.run_b, options.rope)
     return 0
 
@@ -50,6 +49,7 @@ def print_comparison(run_a: Path, run_b: Path, rope: float) -> None:
     from competition_kit.results.report.ablation_words import commits
     from competition_kit.results.run_record import paired_records, read_run
     from competition_kit.results.statistics import too_small
+    from competition_kit.results.tables import metric_text
 
     if run_a.resolve() == run_b.resolve():
         raise InputError("is one run given twice", file=run_a, remedy="give two runs")
@@ -60,11 +60,8 @@ def print_comparison(run_a: Path, run_b: Path, rope: float) -> None:
         Contrast(arm=arm, against=against, role="arm"),
     ]
     rows = analyse(contrasts, ours.metric, labels, rope=rope, level=LEVEL)
-    direction = "" if ours.metric.greater_is_better else ", lower is better"
-    print(
-        f"\n{ours.metric.name}{direction}, {arm.scores.shape[1]} folds, "
-        f"seeds {' '.join(map(str, arm.seeds))}"
-    )
+    metric = metric_text(ours.metric.name, ours.metric.greater_is_better)
+    print(f"\n{metric}, {arm.scores.shape[1]} folds, seeds {' '.join(map(str, arm.seeds))}")
     found = [row_json(row) for row in rows]
     devices = {cell["device"] for run in (ours, baseline) for cell in run.metrics.get("cells", [])}
     print_deltas(found, level=LEVEL, on_cpu=devices == {"cpu"})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
-import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,13 +20,18 @@ from competition_kit.commands.flags import (
     add_training_flags,
     count,
 )
+from competition_kit.commands.output import command_line, print_written, report_if_possible
 from competition_kit.commands.setup import Setup, set_up
 from competition_kit.strategies import STRATEGIES
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from competition_kit.harness.cells import Cell
     from competition_kit.harness.cross_validation import CVResult
+    from competition_kit.harness.engines.local import Placement
     from competition_kit.harness.plan import Plan
+    from competition_kit.progress import Progress
 
 __all__ = ["add", "add_flags", "run_plan"]
 
@@ -82,11 +87,6 @@ def run(options: argparse.Namespace) -> int:
     approach = Approach.of(options.adv, options.tricks)
     approach.check(options.epochs)
     setup = set_up(options, options.data)
-
-    from competition_kit.harness.engines.local import get_ready
-
-    if options.workers != 1:
-        get_ready(setup.device)
     plan = setup.plan(approach, tuple(dict.fromkeys(options.seeds)))
     run_plan(setup, plan, options, started)
     return 0
@@ -103,7 +103,6 @@ def run_plan(setup: Setup, plan: Plan, options: argparse.Namespace, started: flo
     from competition_kit.harness.cross_validation import cross_validate
     from competition_kit.harness.engines.local import place
     from competition_kit.progress import Progress
-    from competition_kit.results.floor import cached_floor
 
     for finding in audit(setup.competition, plan.folds):
         log.warning(finding)
@@ -129,24 +128,37 @@ def run_plan(setup: Setup, plan: Plan, options: argparse.Namespace, started: flo
                 else:
                     progress.found(_label(cell))
 
-            floor = cached_floor(
-                plan.folder.path.parent / "floor",
-                setup.competition,
-                plan.folds,
-                progress.floor(plan.folds.count),
-            )
-            outcome = cross_validate(
-                plan,
-                placement,
-                floor,
-                save_models=options.save_models,
-                fresh=options.fresh,
-                command=shlex.join(["python", "run_cv.py", *sys.argv[1:]]),
-                on_step=lambda cell, step: progress.step(_label(cell), step / plan.steps[cell]),
-                on_cell=announce,
-            )
+            with _floor(plan, placement, progress) as floor:
+                outcome = cross_validate(
+                    plan,
+                    placement,
+                    floor,
+                    save_models=options.save_models,
+                    fresh=options.fresh,
+                    command=command_line(),
+                    on_step=lambda cell, step: progress.step(_label(cell), step / plan.steps[cell]),
+                    on_cell=announce,
+                )
         written = _write_report(plan)
     _print_outcome(plan, outcome, time.monotonic() - started, placement.workers, written)
+
+
+@contextmanager
+def _floor(
+    plan: Plan, placement: Placement, progress: Progress
+) -> Iterator[Callable[[], np.ndarray]]:
+    """Give what returns the floor's predictions, made beside the cells where those leave room."""
+    from competition_kit.harness.engines.processes import beside
+    from competition_kit.results.floor import cached_floor, floor_file
+
+    arguments = (plan.folder.path.parent / "floor", plan.competition, plan.folds)
+    device = placement.devices[0]
+    if (placement.workers == 1 and device == "cpu") or floor_file(*arguments).is_file():
+        floor = cached_floor(*arguments, progress.floor(plan.folds.count))
+        yield lambda: floor
+    else:
+        with beside(device, cached_floor, *arguments) as wait_for_floor:
+            yield wait_for_floor
 
 
 def _label(cell: Cell) -> str:
@@ -168,51 +180,17 @@ def _said(plan: Plan) -> str:
 
 
 def _write_report(plan: Plan) -> Path | None:
-    """Write the HTML report; training works without the packages that it needs."""
     from competition_kit.results.report import write_run_report
 
     log.info("writing %s", plan.folder.report.name)  # matplotlib's first start takes seconds
-    try:
-        return write_run_report(plan.folder)
-    except ModuleNotFoundError as error:
-        log.warning("no report.html: %s is missing; pip install %s", error.name, error.name)
-        return None
+    return report_if_possible(lambda: write_run_report(plan.folder))
 
 
 def _print_outcome(
     plan: Plan, outcome: CVResult, seconds: float, workers: int, report: Path | None
 ) -> None:
-    from competition_kit.harness.cross_validation import mean_and_sd
-    from competition_kit.results.tables import duration, score_text, text_table
+    from competition_kit.results.tables import duration, metric_text
 
-    several = len(plan.seeds) > 1
-    columns = [[score_text(score) for score in layer] for layer in outcome.fold_scores]
-    columns = [
-        [*column, "", *map(score_text, [*mean_and_sd(layer), pooled])]
-        for column, layer, pooled in zip(
-            columns, outcome.fold_scores, outcome.oof_scores, strict=True
-        )
-    ]
-    header = ["fold", *(f"seed {seed}" for seed in plan.seeds)] if several else ["fold", "encoder"]
-    if several:
-        header.append("mean")
-        means = [score_text(score) for score in outcome.fold_scores.mean(axis=0)]
-        overall = [outcome.mean, outcome.sd, outcome.oof_of_mean]
-        columns.append([*means, "", *map(score_text, overall)])
-    header.append("TF-IDF floor")
-    floor_mean, floor_sd = mean_and_sd(outcome.floor_scores)
-    columns.append(
-        [
-            *map(score_text, outcome.floor_scores),
-            "",
-            *map(score_text, [floor_mean, floor_sd, outcome.floor_oof]),
-        ]
-    )
-    names = [*plan.folds.names, "", "mean", "SD", "pooled OOF"]
-    rows = [
-        [] if not name else [name, *(column[i] for column in columns)]
-        for i, name in enumerate(names)
-    ]
     passes = outcome.cells[plan.cells[0]].passes
     fit = sum(result.fit_seconds for result in outcome.cells.values())
     counted = ", ".join(
@@ -220,10 +198,10 @@ def _print_outcome(
         for name, count in passes.items()
         if count
     )
-    direction = "" if outcome.metric.greater_is_better else ", lower is better"
-    print(f"\n{plan.competition.name}: {outcome.metric.name}{direction}, {_said(plan)}")
-    print(text_table(header, rows))
-    if several:
+    metric = metric_text(outcome.metric.name, outcome.metric.greater_is_better)
+    print(f"\n{plan.competition.name}: {metric}, {_said(plan)}")
+    print(_score_table(plan, outcome))
+    if len(plan.seeds) > 1:
         print("  pooled OOF of 'mean': of the probabilities averaged over seeds")
     print(
         f"\ntime {duration(seconds)}; training {duration(fit)} in {len(outcome.cells)} cells "
@@ -231,17 +209,43 @@ def _print_outcome(
         f"per batch: {counted}"
     )
     folder = plan.folder
-    paths = [
-        folder.oof,
-        folder.test_predictions,
-        folder.submission,
-        folder.metrics,
-        report,
+    print_written((folder.oof, folder.test_predictions, folder.submission, folder.metrics, report))
+    _warn_of_floor(outcome)
+
+
+def _score_table(plan: Plan, outcome: CVResult) -> str:
+    """Return scores fold by fold, with mean, SD and pooled OOF: of each seed, of all, of the floor."""
+    from competition_kit.harness.cross_validation import mean_and_sd
+    from competition_kit.results.tables import score_text, text_table
+
+    def column(folds: Iterable[float], mean: float, sd: float, pooled: float) -> list[str]:
+        return [*map(score_text, folds), "", *map(score_text, (mean, sd, pooled))]
+
+    several = len(plan.seeds) > 1
+    header = ["fold", *(f"seed {seed}" for seed in plan.seeds)] if several else ["fold", "encoder"]
+    columns = [
+        column(layer, *mean_and_sd(layer), pooled)
+        for layer, pooled in zip(outcome.fold_scores, outcome.oof_scores, strict=True)
     ]
-    print("written:")
-    for path in paths:
-        if path is not None and path.is_file():
-            print(f"  {path}")
+    if several:
+        header.append("mean")
+        folds = outcome.fold_scores.mean(axis=0)
+        columns.append(column(folds, outcome.mean, outcome.sd, outcome.oof_of_mean))
+    header.append("TF-IDF floor")
+    floors = outcome.floor_scores
+    columns.append(column(floors, *mean_and_sd(floors), outcome.floor_oof))
+    names = [*plan.folds.names, "", "mean", "SD", "pooled OOF"]
+    return text_table(
+        header, [[*row] if row[0] else [] for row in zip(names, *columns, strict=True)]
+    )
+
+
+def _warn_of_floor(outcome: CVResult) -> None:
+    """Warn if a linear model does as well, by the mean over folds or by the pooled predictions."""
+    from competition_kit.harness.cross_validation import mean_and_sd
+    from competition_kit.results.tables import score_text
+
+    floor_mean, _ = mean_and_sd(outcome.floor_scores)
     pairs = ((outcome.mean, floor_mean), (outcome.oof_of_mean, outcome.floor_oof))
     for score, floor in pairs:
         if not outcome.metric.better(score, floor):
@@ -251,4 +255,4 @@ def _print_outcome(
                 score_text(score),
                 score_text(floor),
             )
-            break
+            return

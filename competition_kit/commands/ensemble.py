@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from competition_kit.commands.ensemble_output import print_outcome
+from competition_kit.commands.output import command_line, report_if_possible
 from competition_kit.errors import InputError, examples
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ __all__ = ["add"]
 
 log = logging.getLogger(__name__)
 
-METHODS = (
+METHODS = (  # the names of `ensembling.METHODS`, which needs numpy
     "mean",
     "rank_mean",
     "logit_mean",
@@ -98,7 +97,12 @@ def run(options: argparse.Namespace) -> int:
     _say_skipped(candidates)
     paths = list(candidates.folders.values())
     data = options.data or _one_of(paths, "config.json", "competition_folder", "--data")
-    wanted = options.metric or _one_of(paths, "metrics.json", "metric", "--metric", None)
+    if data is None:
+        raise InputError(
+            f"no folder among {examples(paths)} is a run of this kit, so the competition is not known",
+            remedy="say --data",
+        )
+    wanted = options.metric or _one_of(paths, "metrics.json", "metric", "--metric")
     competition = load_competition(Path(data), metric=wanted)
     metric = find_metric(competition.rules.metric, competition.multi_label)
     kind = suitable_rule(metric, competition.multi_label)
@@ -215,7 +219,7 @@ def _provenance() -> dict[str, Any]:
     from competition_kit.harness.provenance import git_commit, versions
 
     return {
-        "command": shlex.join(["python", "run_cv.py", *sys.argv[1:]]),
+        "command": command_line(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "version": __version__,
         "versions": versions(),
@@ -223,11 +227,13 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _one_of(paths: Sequence[Path], file: str, key: str, flag: str, *default: Any) -> Any:
+def _one_of(paths: Sequence[Path], file: str, key: str, flag: str) -> str | None:
     """Return what all runs of the kit among the folders say, from one of their JSON files.
 
+    None where none of them says anything.
+
     Raises:
-        InputError: if they say different things, or nothing and there is no default.
+        InputError: if they say different things.
     """
     from competition_kit.files import read_json
 
@@ -244,12 +250,7 @@ def _one_of(paths: Sequence[Path], file: str, key: str, flag: str, *default: Any
             file=other / file,
             remedy=f"say {flag}",
         )
-    if not values and not default:
-        raise InputError(
-            f"no folder among {examples(paths)} is a run of this kit, so the competition is not known",
-            remedy=f"say {flag}",
-        )
-    return values[0] if values else default[0]
+    return values[0] if values else None
 
 
 def _say_skipped(candidates: Candidates) -> None:
@@ -280,11 +281,6 @@ def _warn(members: Sequence[Member], competition: Competition, metric: Metric, m
 
 
 def _write_report(folder: RunFolder) -> Path | None:
-    """Write the HTML report; blending works without the packages that it needs."""
-    try:
-        from competition_kit.results.report.ensemble_report import write_ensemble_report
+    from competition_kit.results.report import write_ensemble_report
 
-        return write_ensemble_report(folder)
-    except ModuleNotFoundError as error:
-        log.warning("no report.html: %s is missing; pip install %s", error.name, error.name)
-        return None
+    return report_if_possible(lambda: write_ensemble_report(folder))

@@ -6,8 +6,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from competition_kit.commands.output import print_written
 from competition_kit.files import read_json
-from competition_kit.results.tables import score_text, text_table
+from competition_kit.results.tables import metric_text, score_text, text_table
 
 if TYPE_CHECKING:
     from competition_kit.data.competition import Competition
@@ -38,14 +39,10 @@ def print_outcome(
         log.warning("the decision rule gains nothing on rows that it was not fitted on")
     if not len(competition.test):
         print("the competition has no test rows: there is no submission")
-    print("written:")
-    for path in (folder.oof, folder.test_predictions, folder.submission, folder.metrics, report):
-        if path is not None and path.is_file():
-            print(f"  {path}")
+    print_written((folder.oof, folder.test_predictions, folder.submission, folder.metrics, report))
 
 
 def _headline(competition: Competition, folds: Folds, metrics: dict[str, Any]) -> str:
-    direction = "" if metrics["greater_is_better"] else ", lower is better"
     counts = {
         "member": len(metrics["members"]),
         "seed": sum(member["seeds"] for member in metrics["members"]),
@@ -53,7 +50,8 @@ def _headline(competition: Competition, folds: Folds, metrics: dict[str, Any]) -
         "fold": folds.count,
     }
     counted = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
-    return f"{competition.name}: {metrics['metric']}{direction}; {counted}"
+    metric = metric_text(metrics["metric"], metrics["greater_is_better"])
+    return f"{competition.name}: {metric}; {counted}"
 
 
 def _method_table(metrics: dict[str, Any]) -> str:

@@ -54,8 +54,9 @@ def run(options: argparse.Namespace) -> int:
     )
     from competition_kit.data.competition import read_rows
     from competition_kit.files import write_csv
-    from competition_kit.harness.prediction import predict_rows, prediction_table
+    from competition_kit.harness.prediction import predict_rows
     from competition_kit.progress import bar_of_unknown_length
+    from competition_kit.results.oof import prediction_table
 
     rows = read_rows(options.input, stored.rules)
     with bar_of_unknown_length("fold models") as on_model:

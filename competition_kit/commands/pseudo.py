@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from competition_kit.commands.finished import finished_run
 from competition_kit.commands.flags import count, ratio
 from competition_kit.errors import InputError
+
+if TYPE_CHECKING:
+    from competition_kit.harness.plan import Plan
+    from competition_kit.harness.pseudo_labels import PseudoLabels
 
 __all__ = ["add"]
 
@@ -39,7 +45,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command."""
     started = time.monotonic()
     folder = finished_run(options.folder, cells=True)
 
@@ -49,25 +54,10 @@ def run(options: argparse.Namespace) -> int:
     from competition_kit.commands.setup import set_up_again
     from competition_kit.files import read_json, write_csv
     from competition_kit.harness.finished import run_cells
-    from competition_kit.harness.pseudo_labels import (
-        advice,
-        make_pseudo_labels,
-        with_pseudo_labels,
-    )
+    from competition_kit.harness.pseudo_labels import make_pseudo_labels, with_pseudo_labels
 
     config = read_json(folder.config)
-    if "arm" not in config:
-        raise InputError(
-            "has no models of its own",
-            file=options.folder,
-            remedy="give one of the runs that it was made from",
-        )
-    if config["arm"].get("pseudo"):
-        raise InputError(
-            "was itself trained on pseudo-labels",
-            file=options.folder,
-            remedy="give the run that it was made from: errors would confirm themselves",
-        )
+    _check_arm(config.get("arm"), options.folder)
     setup = set_up_again(folder, config, data=options.data, device=options.device)
     approach = Approach.of(config["arm"]["strategy"], config["arm"]["tricks"])
     seeds = dict.fromkeys(cell.seed for cell in run_cells(read_json(folder.metrics)))
@@ -78,26 +68,8 @@ def run(options: argparse.Namespace) -> int:
             file=options.folder,
             remedy="run its command (config.json has it) again, then this one",
         )
-    labels, rows = make_pseudo_labels(plan, options.threshold), len(setup.competition.test)
-    kept = [len(fold.rows) for fold in labels.folds]
-    log.info(
-        "%d to %d of %d test rows are labelled with at least %g, from models that did not see "
-        "the fold; their texts are trained on, so a held-out score on them is of seen texts",
-        min(kept),
-        max(kept),
-        rows,
-        options.threshold,
-    )
-    if said := advice(labels.choices, options.threshold, rows):
-        log.warning(
-            "%s of them are labelled: %s", "few" if min(kept) < rows / 2 else "nearly all", said
-        )
-    if not setup.competition.multi_label:
-        for name, extra in zip(plan.folds.names, labels.folds, strict=True):
-            found = {setup.competition.classes[label] for label in extra.labels}
-            lost = [cls for cls in setup.competition.classes if cls not in found]
-            if lost:
-                log.warning("fold %s: no row is labelled %s", name, ", ".join(lost))
+    labels = make_pseudo_labels(plan, options.threshold)
+    _say_labels(plan, labels, options.threshold)
     again = with_pseudo_labels(plan, labels)
     again.folder.path.mkdir(parents=True, exist_ok=True)
     write_csv(again.folder.path / "pseudo_labels.csv", labels.table(plan))
@@ -108,3 +80,45 @@ def run(options: argparse.Namespace) -> int:
     print(f"  {again.folder.path / 'pseudo_labels.csv'}")
     print_comparison(again.folder.path, folder.path, rope=0.0)
     return 0
+
+
+def _check_arm(arm: Mapping[str, Any] | None, folder: Path) -> None:
+    """Check that a run has models whose labels others may learn from."""
+    if arm is None:
+        raise InputError(
+            "has no models of its own",
+            file=folder,
+            remedy="give one of the runs that it was made from",
+        )
+    if arm.get("pseudo"):
+        raise InputError(
+            "was itself trained on pseudo-labels",
+            file=folder,
+            remedy="give the run that it was made from: errors would confirm themselves",
+        )
+
+
+def _say_labels(plan: Plan, labels: PseudoLabels, threshold: float) -> None:
+    """Say how many rows are labelled, and what is odd about them."""
+    from competition_kit.harness.pseudo_labels import advice
+
+    rows = len(plan.competition.test)
+    kept = [len(fold.rows) for fold in labels.folds]
+    log.info(
+        "%d to %d of %d test rows are labelled with at least %g, from models that did not see "
+        "the fold; their texts are trained on, so a held-out score on them is of seen texts",
+        min(kept),
+        max(kept),
+        rows,
+        threshold,
+    )
+    if said := advice(labels.choices, threshold, rows):
+        log.warning(
+            "%s of them are labelled: %s", "few" if min(kept) < rows / 2 else "nearly all", said
+        )
+    if not plan.competition.multi_label:
+        for name, extra in zip(plan.folds.names, labels.folds, strict=True):
+            found = {plan.competition.classes[label] for label in extra.labels}
+            lost = [cls for cls in plan.competition.classes if cls not in found]
+            if lost:
+                log.warning("fold %s: no row is labelled %s", name, ", ".join(lost))

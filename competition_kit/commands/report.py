@@ -27,7 +27,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command."""
     from competition_kit.files import read_json
     from competition_kit.results.members import ENSEMBLE
     from competition_kit.results.report import (

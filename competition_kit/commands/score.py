@@ -26,8 +26,9 @@ def run(options: argparse.Namespace) -> int:
     folder = finished_run(options.folder)
     config, metrics = read_json(folder.config), read_json(folder.metrics)
     competition = load_competition(Path(config["competition_folder"]), metric=metrics["metric"])
-    held_out = score_submission(competition, folder.submission)
-    write_json(folder.held_out, vars(held_out))
+    with folder.locked():  # the score of this submission, not of one that is replaced meanwhile
+        held_out = score_submission(competition, folder.submission)
+        write_json(folder.held_out, vars(held_out))
     rows = [
         [
             "CV mean",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from competition_kit.data.rules import Rules, infer_rules, read_rules
-from competition_kit.data.tables import FIRST_ROW, find_table, read_table
+from competition_kit.data.inference import infer_rules
+from competition_kit.data.labels import encode, labels_in, read_labels
+from competition_kit.data.rules import Rules, check_rules, read_rules
+from competition_kit.data.tables import FIRST_ROW, column_of, find_table, read_table
 from competition_kit.errors import InputError, did_you_mean, examples, shown
 from competition_kit.files import hash_bytes, hash_json
 
@@ -97,38 +98,28 @@ def load_competition(
     given = read_rules(toml) if toml.is_file() else {"cv": {}}
     if metric is not None:
         given["metric"] = metric
-    given["cv"].update({"scheme": scheme} if scheme else {})
-    given["cv"].update({"folds": folds} if folds else {})
-    paths = {stem: find_table(folder, stem) for stem in ("train", "test", "sample_submission")}
-    if paths["train"] is None:
-        raise InputError(
-            "no such file",
-            file=folder / "train.csv",
-            remedy="a competition folder needs it",
-        )
-    tables = {
-        stem: read_table(path, given.get("encoding")) if path is not None else None
-        for stem, path in paths.items()
-    }
-    train, test, sample = tables["train"], tables["test"], tables["sample_submission"]
-    assert train is not None
+    overrides = {"scheme": scheme, "folds": folds}
+    given["cv"] |= {key: value for key, value in overrides.items() if value is not None}
+    paths = _paths(folder)
+    tables = {stem: read_table(path, given.get("encoding")) for stem, path in paths.items()}
+    train, test, sample = tables["train"], tables.get("test"), tables.get("sample_submission")
     rules, inferred = infer_rules(given, folder, train, test, sample)
-    _check_rules(rules, toml)
+    check_rules(rules, toml)
 
     train_path = paths["train"]
     train_rows = _rows(train, rules, train_path)
-    classes, targets = _targets(train, rules, train_path)
+    classes, targets = read_labels(train, rules, train_path)
     groups = predefined = None
     if rules.cv.group is not None:
-        groups = _column(train, rules.cv.group, train_path).to_numpy(dtype=str)
+        groups = column_of(train, rules.cv.group, train_path).to_numpy(dtype=str)
     if rules.cv.scheme == "predefined":
         predefined = _predefined_folds(train, rules, folder, train_path)
     _check_positive(rules, classes, toml)
-    test_rows = Rows((), ())
-    if test is not None and paths["test"] is not None:
-        test_rows = _rows(test, rules, paths["test"])
-    if sample is not None and paths["sample_submission"] is not None:
-        _check_sample(sample, rules, classes, test_rows, paths["sample_submission"], train_path)
+    test_rows = Rows((), ()) if test is None else _rows(test, rules, paths["test"])
+    if sample is not None:
+        path = paths["sample_submission"]
+        _check_sample_ids(sample, rules, test_rows, path)
+        _check_sample_values(sample, rules, classes, path, train_path)
     return Competition(
         name=slug(folder.resolve().name),
         folder=folder,
@@ -143,6 +134,19 @@ def load_competition(
         data_hash=_data_hash(rules, classes, train_rows, targets, test_rows),
         inferred=tuple(inferred),
     )
+
+
+def _paths(folder: Path) -> dict[str, Path]:
+    """Return the tables that are there; train has to be."""
+    stems = ("train", "test", "sample_submission")
+    found = {stem: path for stem in stems if (path := find_table(folder, stem)) is not None}
+    if "train" not in found:
+        raise InputError(
+            "no such file",
+            file=folder / "train.csv",
+            remedy="a competition folder needs it",
+        )
+    return found
 
 
 def read_rows(path: Path, rules: Rules) -> Rows:
@@ -164,71 +168,11 @@ def read_rows(path: Path, rules: Rules) -> Rows:
     return _rows(table, rules, path)
 
 
-def _check_rules(rules: Rules, toml: Path) -> None:
-    def wrong(problem: str, remedy: str) -> InputError:
-        return InputError(problem, file=toml, remedy=remedy)
-
-    for key in ("text", "label", "classes"):
-        names = getattr(rules, key)
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise wrong(f"{key!r} repeats {examples(repeated)}", "name each once")
-    if shared := sorted({rules.id, *rules.text} & set(rules.label)):
-        raise wrong(f"{examples(shared)} is a label and also the id or a text", "name another")
-    if rules.cv.folds < 2:
-        raise wrong(f"{rules.cv.folds} folds", "cross-validation needs 2 or more")
-    if len(rules.text) > 2:
-        raise wrong(f"{len(rules.text)} text columns", "give one, or two for sentence pairs")
-    if rules.task == "single_label":
-        if len(rules.label) > 1:
-            raise wrong(
-                f"a single-label task with {len(rules.label)} label columns",
-                'give one column, or say task = "multi_label"',
-            )
-        if rules.label_separator is not None:
-            raise wrong("label_separator in a single-label task", 'say task = "multi_label"')
-        if rules.cv.scheme == "multilabel":
-            raise wrong("scheme 'multilabel' for a single-label task", 'use "stratified"')
-    else:
-        if len(rules.label) == 1 and rules.label_separator is None:
-            raise wrong(
-                "multi-label in one column without label_separator",
-                'give label_separator = " " (or what stands between two labels)',
-            )
-        if rules.cv.scheme in ("stratified", "stratified_group"):
-            raise wrong(
-                f"scheme {rules.cv.scheme!r} cannot stratify several labels",
-                'use "multilabel"',
-            )
-        if rules.submission == "probabilities":
-            raise wrong(
-                "submission 'probabilities' is for single-label tasks",
-                'use "probability"',
-            )
-    if rules.cv.scheme in ("group", "stratified_group") and rules.cv.group is None:
-        raise wrong(f"scheme {rules.cv.scheme!r} without a group column", 'give group = "..."')
-    if rules.cv.scheme == "predefined" and rules.cv.fold is None:
-        raise wrong(
-            "scheme 'predefined' without folds",
-            "give fold = a column, or a file id,fold",
-        )
-
-
-def _column(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
-    if name not in table.columns:
-        names = [str(column) for column in table.columns]
-        raise InputError(
-            f"no column {name!r}{did_you_mean(name, names)}",
-            file=path,
-            remedy="correct the header, or the column's name in competition.toml",
-        )
-    return table[name]
-
-
 def _rows(table: pd.DataFrame, rules: Rules, path: Path) -> Rows:
     ids = _unique_ids(table, rules.id, path)
     texts = []
     for column in rules.text:
-        values = _column(table, column, path)
+        values = column_of(table, column, path)
         for index, value in enumerate(values):
             if not value.strip():
                 raise InputError(
@@ -246,7 +190,7 @@ def _rows(table: pd.DataFrame, rules: Rules, path: Path) -> Rows:
 
 
 def _unique_ids(table: pd.DataFrame, column: str, path: Path) -> list[str]:
-    ids = _column(table, column, path).tolist()
+    ids = column_of(table, column, path).tolist()
     seen: dict[str, int] = {}
     for index, value in enumerate(ids):
         row = index + FIRST_ROW
@@ -264,79 +208,6 @@ def _unique_ids(table: pd.DataFrame, column: str, path: Path) -> list[str]:
     return ids
 
 
-def _targets(table: pd.DataFrame, rules: Rules, path: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the classes, and [N] class numbers or [N, C] zeros and ones."""
-    columns = [_column(table, column, path).tolist() for column in rules.label]
-    for name, values in zip(rules.label, columns, strict=True):
-        for index, value in enumerate(values):
-            if value.strip().casefold() in ("", "nan"):
-                raise InputError(
-                    f"the label is missing ({shown(value)})",
-                    file=path,
-                    row=index + FIRST_ROW,
-                    column=name,
-                    remedy="label the row or drop it"
-                    + (
-                        f"; a row without labels is written {shown(rules.empty_label)}"
-                        if rules.empty_label
-                        else ""
-                    ),
-                )
-    if len(rules.label) > 1:
-        classes = rules.classes or rules.label
-        if set(classes) != set(rules.label):
-            raise InputError(
-                "classes and label columns differ",
-                file=path.parent / "competition.toml",
-                remedy="drop the key 'classes': the columns are the classes",
-            )
-    else:
-        parts = {part for value in columns[0] for part in _split(value, rules)}
-        classes = rules.classes or tuple(sorted(parts, key=_class_order))
-        if len(classes) < 2:
-            raise InputError(
-                f"the only label is {examples(classes)}",
-                file=path,
-                column=rules.label[0],
-                remedy="there must be two classes or more",
-            )
-    return classes, _encode(columns, rules, classes, path)
-
-
-def _encode(
-    columns: list[list[str]], rules: Rules, classes: tuple[str, ...], path: Path
-) -> np.ndarray:
-    """Return labels as numbers; the same for train, solution files and label submissions."""
-    if len(rules.label) > 1:
-        for name, values in zip(rules.label, columns, strict=True):
-            for index, value in enumerate(values):
-                if value.strip() not in ("0", "1"):
-                    raise InputError(
-                        f"{shown(value)} in a multi-label column",
-                        file=path,
-                        row=index + FIRST_ROW,
-                        column=name,
-                        remedy="write 0 or 1",
-                    )
-        order = [rules.label.index(name) for name in classes]
-        stacked = np.array([[value.strip() == "1" for value in columns[i]] for i in order])
-        return stacked.T.astype(np.int64)
-    numbers = {name: number for number, name in enumerate(classes)}
-    encoded = np.zeros((len(columns[0]), len(classes)), dtype=np.int64)
-    for index, value in enumerate(columns[0]):
-        for part in _split(value, rules):
-            if part not in numbers:
-                raise InputError(
-                    f"unknown label {shown(part)}",
-                    file=path,
-                    row=index + FIRST_ROW,
-                    column=rules.label[0],
-                    remedy=f"the classes are {examples(classes, 6)}",
-                )
-            encoded[index, numbers[part]] = 1
-    return encoded if rules.task == "multi_label" else encoded.argmax(axis=1)
-
-
 def encode_labels(table: pd.DataFrame, competition: Competition, path: Path) -> np.ndarray:
     """Return the label columns of another table (a solution, a submission) as numbers.
 
@@ -346,27 +217,7 @@ def encode_labels(table: pd.DataFrame, competition: Competition, path: Path) -> 
     Raises:
         InputError: if a column is missing or a label is not one of the classes.
     """
-    rules = competition.rules
-    columns = [_column(table, column, path).tolist() for column in rules.label]
-    return _encode(columns, rules, competition.classes, path)
-
-
-def _split(value: str, rules: Rules) -> list[str]:
-    """Return the labels that one cell of the label column holds."""
-    if rules.label_separator is None:
-        return [value.strip()]
-    if rules.empty_label is not None and value.strip() == rules.empty_label:
-        return []
-    return [part.strip() for part in value.split(rules.label_separator) if part.strip()]
-
-
-def _class_order(name: str) -> tuple[int, float, str]:
-    """Sort numbers by value and before words: 2 before 10."""
-    try:
-        number = float(name)
-    except ValueError:
-        number = math.nan
-    return (0, number, name) if math.isfinite(number) else (1, 0.0, name)
+    return encode(table, competition.rules, competition.classes, path)
 
 
 def _predefined_folds(
@@ -398,7 +249,7 @@ def _predefined_folds(
 
 
 def _fold_names(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
-    names = [name.strip() for name in _column(table, column, path)]
+    names = [name.strip() for name in column_of(table, column, path)]
     if "" in names:
         raise InputError(
             "the fold is missing",
@@ -428,14 +279,7 @@ def _check_positive(rules: Rules, classes: tuple[str, ...], toml: Path) -> None:
         )
 
 
-def _check_sample(
-    sample: pd.DataFrame,
-    rules: Rules,
-    classes: tuple[str, ...],
-    test: Rows,
-    path: Path,
-    train_path: Path,
-) -> None:
+def _check_sample_ids(sample: pd.DataFrame, rules: Rules, test: Rows, path: Path) -> None:
     ids = _unique_ids(sample, rules.id, path)
     if not len(test):
         raise InputError(
@@ -455,18 +299,19 @@ def _check_sample(
             file=path,
             remedy="both files must come from the same download",
         )
+
+
+def _check_sample_values(
+    sample: pd.DataFrame, rules: Rules, classes: tuple[str, ...], path: Path, train_path: Path
+) -> None:
+    """Check the columns besides the id, and that labels in them are those of train."""
     columns = [str(name) for name in sample.columns if name != rules.id]
-    expected: tuple[str, ...]
-    if rules.submission == "probabilities" or (
+    each_class = rules.submission == "probabilities" or (
         rules.submission == "probability" and rules.task == "multi_label"
-    ):
-        expected = classes
-    elif len(rules.label) > 1:
-        expected = rules.label
-    elif len(columns) == 1:
+    )
+    expected = classes if each_class else rules.label
+    if len(expected) == len(columns) == 1:
         expected = (columns[0],)  # its name is the competition's choice
-    else:
-        expected = rules.label
     if sorted(columns) != sorted(expected):
         raise InputError(
             f"columns {examples(columns, 6)} where a {rules.submission} submission has "
@@ -474,19 +319,19 @@ def _check_sample(
             file=path,
             remedy="correct 'submission', 'label' or 'classes' in competition.toml",
         )
-    if rules.submission == "label" and len(rules.label) == 1:
-        known = set(classes)
-        for index, value in enumerate(sample[columns[0]]):
-            for part in _split(value, rules):
-                if part and part not in known:  # an empty cell waits to be filled in
-                    raise InputError(
-                        f"label {shown(part)} does not occur in {train_path.name}",
-                        file=path,
-                        row=index + FIRST_ROW,
-                        column=columns[0],
-                        remedy=f"the labels there are {examples(classes, 6)}; if the sample holds "
-                        'numbers to be replaced by probabilities, say submission = "probability"',
-                    )
+    if rules.submission != "label" or len(rules.label) > 1:
+        return
+    for index, value in enumerate(sample[columns[0]]):
+        for part in labels_in(value, rules):
+            if part and part not in classes:  # an empty cell waits to be filled in
+                raise InputError(
+                    f"label {shown(part)} does not occur in {train_path.name}",
+                    file=path,
+                    row=index + FIRST_ROW,
+                    column=columns[0],
+                    remedy=f"the labels there are {examples(classes, 6)}; if the sample holds "
+                    'numbers to be replaced by probabilities, say submission = "probability"',
+                )
 
 
 def _data_hash(

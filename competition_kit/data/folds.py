@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from competition_kit.files import hash_bytes, write_csv
 
 __all__ = ["Folds", "audit", "load_or_make_folds", "make_folds", "write_folds"]
 
+GROUPED = ("group", "stratified_group")  # schemes that keep groups whole
 SPLIT_SEED = 0  # the split is a property of the competition, not of an arm's seed
 
 
@@ -93,30 +95,31 @@ def _split(competition: Competition) -> Iterable[tuple[np.ndarray, np.ndarray]]:
         StratifiedKFold,
     )
 
-    rules, targets, groups = (
-        competition.rules.cv,
-        competition.targets,
-        competition.groups,
-    )
-    rows = np.zeros((len(targets), 1))
-    options = {"n_splits": rules.folds, "shuffle": True, "random_state": SPLIT_SEED}
-    if rules.scheme == "stratified":
-        return StratifiedKFold(**options).split(rows, targets)
-    if rules.scheme == "group":
-        return GroupKFold(**options).split(rows, groups=groups)
-    if rules.scheme == "stratified_group":
-        return StratifiedGroupKFold(**options).split(rows, targets, groups)
-    if rules.scheme == "multilabel":
-        try:
-            from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
-        except ModuleNotFoundError:
-            raise InputError(
-                "folds for several labels need the package iterative-stratification",
-                remedy="pip install iterative-stratification, or use --scheme kfold",
-            ) from None
+    splitters = {
+        "stratified": StratifiedKFold,
+        "group": GroupKFold,
+        "stratified_group": StratifiedGroupKFold,
+        "multilabel": _multilabel_splitter,
+        "kfold": KFold,
+    }
+    rules, targets = competition.rules.cv, competition.targets
+    assert rules.scheme is not None
+    splitter = splitters[rules.scheme](n_splits=rules.folds, shuffle=True, random_state=SPLIT_SEED)
+    # splitters without groups warn where they are given some
+    groups = competition.groups if rules.scheme in GROUPED else None
+    return splitter.split(np.zeros((len(targets), 1)), targets, groups)
 
-        return MultilabelStratifiedKFold(**options).split(rows, targets)
-    return KFold(**options).split(rows)
+
+def _multilabel_splitter(**options: Any) -> Any:
+    try:
+        from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+    except ModuleNotFoundError:
+        raise InputError(
+            "folds for several labels need the package iterative-stratification",
+            remedy="pip install iterative-stratification, or use --scheme kfold",
+        ) from None
+
+    return MultilabelStratifiedKFold(**options)
 
 
 def _check_feasible(competition: Competition) -> None:
@@ -149,7 +152,7 @@ def _check_feasible(competition: Competition) -> None:
             column=competition.rules.label[0],
             remedy=f"use --folds {np.bincount(targets).max()} or fewer, or --scheme group",
         )
-    if rules.scheme in ("group", "stratified_group"):
+    if rules.scheme in GROUPED:
         assert competition.groups is not None
         count = len(set(competition.groups.tolist()))
         if count < rules.folds:

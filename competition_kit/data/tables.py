@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from competition_kit.errors import InputError, examples, shown
+from competition_kit.errors import InputError, did_you_mean, examples, shown
 
-__all__ = ["decode", "find_table", "no_table", "read_table"]
+__all__ = ["FIRST_ROW", "column_of", "decode", "find_table", "no_table", "read_table"]
 
 log = logging.getLogger(__name__)
 
@@ -169,3 +169,19 @@ def read_table(path: Path, encoding: str | None = None) -> pd.DataFrame:
             remedy="rename one",
         )
     return pd.DataFrame(rows[1:], columns=pd.Index(header), dtype=object)
+
+
+def column_of(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
+    """Return a column of a table that was read from `path`.
+
+    Raises:
+        InputError: if it is not there, with what was meant.
+    """
+    if name not in table.columns:
+        names = [str(column) for column in table.columns]
+        raise InputError(
+            f"no column {name!r}{did_you_mean(name, names)}",
+            file=path,
+            remedy="correct the header, or the column's name in competition.toml",
+        )
+    return table[name]

@@ -209,13 +209,7 @@ def run_ablation(
         score = cell_score(study.metric, study.competition, outcome)
         on_cell(arm, task.cell, score, computed)
     for study in studies:
-        if study.baseline.failures:
-            raise study.baseline.failures[0]
-        if not results[study.baseline]:
-            raise KitError(
-                f"the time budget ran out before a cell of {study.competition.name} was computed; "
-                "give more, or run it without --time-budget"
-            )
+        _check_baseline(study, results)
         for arm in study.everything():
             whole = len(results[arm]) == len(arm.plan.cells)
             if not (arm.writes_run and whole):
@@ -223,3 +217,14 @@ def run_ablation(
             if arm in prepared or keep_up(arm.plan, placement, command, study.metric.name):
                 write_results(arm.plan, gather(arm.plan, study.metric, results[arm], study.floor))
     return results
+
+
+def _check_baseline(study: Study, results: Cells) -> None:
+    """Raise where there is nothing to compare with: the baseline failed, or time ran out."""
+    if study.baseline.failures:
+        raise study.baseline.failures[0]
+    if not results[study.baseline]:
+        raise KitError(
+            f"the time budget ran out before a cell of {study.competition.name} was computed; "
+            "give more, or run it without --time-budget"
+        )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from competition_kit.files import read_json
-from competition_kit.harness.ablation import AblationArm, Averaged, Cells, Study
-from competition_kit.harness.cells import Cell, pass_units
+from competition_kit.harness.ablation import AblationArm, Cells, Study
+from competition_kit.harness.ablation_records import arm_record, averaged_record
 from competition_kit.harness.cross_validation import cell_score
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.provenance import git_commit, machine, versions
@@ -37,13 +38,11 @@ from competition_kit.results.ablation_files import (
     write_overview,
 )
 from competition_kit.results.held_out import held_out_targets
-from competition_kit.results.metrics import Metric, to_probabilities
 from competition_kit.results.statistics import holm, too_small, verdict
 
 __all__ = ["conclude", "conclude_together", "pilot_spread", "rows_tell"]
 
 LEVEL = 0.95
-AGAINST_RIVALS: tuple[Role, ...] = ("equal epochs", "equal seeds")
 
 
 def conclude(
@@ -64,8 +63,8 @@ def conclude(
         rope: differences up to this are practically none; None takes it from the A/A arm.
         on_row: called with the comparisons done so far and their number: the bootstrap takes time.
     """
-    metric, plan = study.metric, study.baseline.plan
-    records = {arm: _record(arm, cells, metric) for arm in study.everything()}
+    metric = study.metric
+    records = {arm: arm_record(arm, cells, metric) for arm in study.everything()}
     baseline = records[study.baseline]
     aa = Contrast(arm=records[study.aa], against=baseline, role="a/a")
     if rope is None:
@@ -79,41 +78,30 @@ def conclude(
         spread, source = rope, "given"
     earlier = _earlier(folder)
     looks = _looks(earlier, study)
-    declared = set(looks[0]["arms"])
-    contrasts = [Contrast(arm=baseline, against=baseline, role="baseline"), aa]
-    for arm in study.arms:
-        role = arm.role if arm.name in declared else "exploratory"
-        contrasts.append(Contrast(arm=records[arm], against=baseline, role=role))
-    contrasts += _rival_contrasts(study, records, baseline)
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        on_row(done, 2 * len(contrasts))
-
-    rows = analyse(contrasts, metric, _labels(study), rope=spread, level=LEVEL, on_row=advance)
-    seeds_added = [seed for seed in plan.seeds if seed not in looks[0]["seeds"]]
+    contrasts = [
+        Contrast(arm=baseline, against=baseline, role="baseline"),
+        aa,
+        *_declared_contrasts(study, records, baseline, looks),
+        *_rival_contrasts(study, records, baseline),
+    ]
+    done = itertools.count(1)
+    rows = analyse(
+        contrasts,
+        metric,
+        _labels(study),
+        rope=spread,
+        level=LEVEL,
+        on_row=lambda: on_row(next(done), 2 * len(contrasts)),
+    )
     content = {
         **_analysis(folder, command),
         "cell_commits": _commits(cells),
         **_trained_with(study, cells, earlier),
         "competition": _competition(study),
         "design": {
-            "folds": list(plan.folds.names),
-            "seeds": list(plan.seeds),
-            "aa_seeds": list(study.aa.plan.seeds),
-            "level": LEVEL,
+            **_design(study, rows, looks),
             "rope": spread,
             "rope_source": source,
-            "minimum_detectable": _detectable(rows),
-            "too_small": too_small(len(plan.seeds), plan.folds.count, rows_tell=rows_tell(plan)),
-            "method": next((r.comparison.method for r in rows if r.comparison is not None), ""),
-            "training": plan.arm.training,
-            "model": plan.arm.model,
-            "max_length": plan.arm.max_length,
-            "looks": looks,
-            "seeds_added_after_a_look": seeds_added,
             **_missing(study, cells),
         },
         "arms": [row_json(row) for row in rows if row.contrast.against is baseline],
@@ -175,67 +163,22 @@ def pilot_spread(study: Study) -> float | None:
     return float(np.sqrt(2 * np.nanmean(variances))) if variances else None
 
 
-def _record(arm: AblationArm, cells: Cells, metric: Metric) -> ArmRecord:
-    """Put an arm's cells together; what is missing is NaN."""
-    plan, found = arm.plan, cells[arm]
-    competition, seeds = plan.competition, plan.seeds
-    classes, multi_label = len(competition.classes), competition.multi_label
-    scores = np.full((len(seeds), plan.folds.count), np.nan)
-    oof = np.full((len(seeds), len(competition.train), classes), np.nan)
-    test = np.zeros((len(seeds), len(competition.test), classes))
-    for layer, seed in enumerate(seeds):
-        for fold in range(plan.folds.count):
-            result = found.get(Cell(seed, fold))
-            if result is None:
-                test[layer] = np.nan
-                continue
-            scores[layer, fold] = cell_score(metric, competition, result)
-            oof[layer, result.valid_rows] = to_probabilities(result.valid_logits, multi_label)
-            test[layer] += to_probabilities(result.test_logits, multi_label) / plan.folds.count
-    results = list(found.values())
-    units = pass_units(results[0].passes) if results else np.nan
-    return ArmRecord(
-        name=arm.name,
-        spec=", ".join(part for part in (plan.arm.strategy, plan.arm.tricks) if part),
-        folder=plan.folder.path.name,
-        seeds=seeds,
-        scores=scores,
-        oof=oof,
-        test=test,
-        passes=units * plan.arm.training["epochs"],
-        seconds=_median(result.fit_seconds for result in results),
-        cpu_seconds=_median(result.fit_cpu_seconds for result in results),
-        peak_memory_mb=max((result.peak_memory_mb for result in results), default=np.nan),
-        failure=str(arm.failures[0]) if arm.failures else "",
-    )
-
-
-def _averaged(averaged: Averaged, records: dict[AblationArm, ArmRecord], study: Study) -> ArmRecord:
-    """Average runs of the baseline: the first seed of each of them is one run of the result."""
-    parts = [records[part] for part in averaged.parts]
-    first, plan = parts[0], study.baseline.plan
-    oof = np.mean([part.oof for part in parts], axis=0)
-    scores = np.full(first.scores.shape, np.nan)
-    for layer, fold in np.ndindex(*scores.shape):
-        rows = plan.folds.validation(fold)
-        if np.isfinite(oof[layer, rows]).all():
-            scores[layer, fold] = study.metric.score(
-                study.competition.targets[rows], oof[layer, rows], study.competition.classes
-            )
-    return ArmRecord(
-        name=averaged.name,
-        spec=first.spec,
-        folder=first.folder,
-        seeds=first.seeds,
-        scores=scores,
-        oof=oof,
-        test=np.mean([part.test for part in parts], axis=0),
-        passes=sum(part.passes for part in parts),
-        seconds=sum(part.seconds for part in parts),
-        cpu_seconds=sum(part.cpu_seconds for part in parts),
-        peak_memory_mb=max(part.peak_memory_mb for part in parts),
-        failure=next((part.failure for part in parts if part.failure), ""),
-    )
+def _declared_contrasts(
+    study: Study,
+    records: dict[AblationArm, ArmRecord],
+    baseline: ArmRecord,
+    looks: Sequence[dict[str, Any]],
+) -> list[Contrast]:
+    """Return each arm against the baseline; exploratory where the first look did not name it."""
+    declared = looks[0]["arms"]
+    return [
+        Contrast(
+            arm=records[arm],
+            against=baseline,
+            role=arm.role if arm.name in declared else "exploratory",
+        )
+        for arm in study.arms
+    ]
 
 
 def _rival_contrasts(
@@ -249,7 +192,7 @@ def _rival_contrasts(
         if arm in study.longer:
             found.append((records[study.longer[arm]], "equal epochs"))
         if arm in study.averaged:
-            found.append((_averaged(study.averaged[arm], records, study), "equal seeds"))
+            found.append((averaged_record(study.averaged[arm], records, study), "equal seeds"))
         for rival, role in found:
             rival, _ = rivals.setdefault(rival.name, (rival, role))
             contrasts.append(Contrast(arm=records[arm], against=rival, role=role))
@@ -369,6 +312,25 @@ def _competition(study: Study) -> dict[str, Any]:
     }
 
 
+def _design(study: Study, rows: Sequence[Row], looks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return how many folds and seeds there are, what they can show, and what was trained."""
+    plan = study.baseline.plan
+    return {
+        "folds": list(plan.folds.names),
+        "seeds": list(plan.seeds),
+        "aa_seeds": list(study.aa.plan.seeds),
+        "level": LEVEL,
+        "minimum_detectable": _detectable(rows),
+        "too_small": too_small(len(plan.seeds), plan.folds.count, rows_tell=rows_tell(plan)),
+        "method": next((r.comparison.method for r in rows if r.comparison is not None), ""),
+        "training": plan.arm.training,
+        "model": plan.arm.model,
+        "max_length": plan.arm.max_length,
+        "looks": looks,
+        "seeds_added_after_a_look": [seed for seed in plan.seeds if seed not in looks[0]["seeds"]],
+    }
+
+
 def _missing(study: Study, cells: Cells) -> dict[str, Any]:
     """Return which arms have missing cells, in words."""
     missing = []
@@ -396,8 +358,3 @@ def _device(cells: Cells) -> str:
     """Return what the cells were computed on: "cpu", or the names of cards."""
     devices = {result.device for found in cells.values() for result in found.values()}
     return ", ".join(sorted(devices)) or "cpu"
-
-
-def _median(values: Iterable[float]) -> float:
-    found = list(values)
-    return statistics.median(found) if found else np.nan

@@ -191,12 +191,8 @@ def _write_files(run: StoredRun, folder: Path, info: dict[str, Any], fp16: bool)
         if path.is_file() and not path.name.startswith("."):
             shutil.copyfile(path, folder / "encoder" / path.name)
     config = read_json(folder / "encoder" / "config.json")
-    for key in (
-        "dtype",
-        "torch_dtype",
-        "_name_or_path",
-    ):  # of the checkpoint that training began with
-        config.pop(key, None)
+    for of_the_checkpoint in ("dtype", "torch_dtype", "_name_or_path"):  # not of the fold models
+        config.pop(of_the_checkpoint, None)
     write_json(folder / "encoder" / "config.json", config)
     shutil.copyfile(INFER, folder / INFER.name)
     write_json(folder / "bundle.json", info)

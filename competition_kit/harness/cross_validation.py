@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from competition_kit.data.competition import Competition
 from competition_kit.data.folds import write_folds
@@ -21,7 +20,7 @@ from competition_kit.harness.provenance import run_config
 from competition_kit.harness.running import Task, run_tasks
 from competition_kit.harness.upkeep import keep_up
 from competition_kit.results.metrics import Metric, find_metric, to_probabilities
-from competition_kit.results.oof import oof_table
+from competition_kit.results.oof import oof_table, prediction_table
 from competition_kit.results.submission import make_submission
 
 __all__ = [
@@ -86,7 +85,7 @@ def mean_and_sd(scores: np.ndarray) -> tuple[float, float]:
 def cross_validate(
     plan: Plan,
     placement: Placement,
-    floor: np.ndarray,
+    floor: Callable[[], np.ndarray],
     *,
     save_models: bool = False,
     fresh: bool = False,
@@ -99,7 +98,8 @@ def cross_validate(
     Must be called with the run folder locked.
 
     Args:
-        floor: [N, C] out-of-fold probabilities of the floor (`floor_probabilities`).
+        floor: returns the floor's out-of-fold probabilities [N, C] (`floor_probabilities`); asked
+            when all cells are there.
         save_models: keep each cell's weights (cells without them are computed again).
         fresh: forget earlier cells of this plan.
         on_step: a cell's optimizer steps so far; `on_cell`: its score, and whether it was computed
@@ -111,16 +111,17 @@ def cross_validate(
     competition = plan.competition
     metric = find_metric(competition.rules.metric, competition.multi_label)
     # a metric that cannot be computed says so here, before hours are spent
-    metric.score(competition.targets, floor, competition.classes)
+    metric.score(competition.targets, _random_probabilities(competition), competition.classes)
     results: dict[Cell, CellResult] = {}
     computed: list[Cell] = []
     failures: list[BaseException] = []
-    prepared: list[Plan] = []
+    prepared = False
 
     def admit(task: Task) -> bool:
+        nonlocal prepared
         if not failures and not prepared:
             prepare_run(plan, placement, command)
-            prepared.append(plan)
+            prepared = True
         return not failures
 
     for task, outcome, now in run_tasks(
@@ -137,13 +138,22 @@ def cross_validate(
         results[task.cell] = outcome
         if now:
             computed.append(task.cell)
-        on_cell(task.cell, cell_score(metric, plan.competition, outcome), now)
+        on_cell(task.cell, cell_score(metric, competition, outcome), now)
     if failures:
         raise failures[0]
-    gathered = gather(plan, metric, results, floor, computed=tuple(computed))
+    gathered = gather(plan, metric, results, floor(), computed=tuple(computed))
     if prepared or keep_up(plan, placement, command, metric.name):
         write_results(plan, gathered)
     return gathered
+
+
+def _random_probabilities(competition: Competition) -> np.ndarray:
+    """Return probabilities [N, C] as a model might give them."""
+    rows, classes = len(competition.train), len(competition.classes)
+    generator = np.random.default_rng(0)
+    if competition.multi_label:
+        return generator.random((rows, classes))
+    return generator.dirichlet(np.ones(classes), size=rows)
 
 
 def prepare_run(plan: Plan, placement: Placement, command: str) -> None:
@@ -215,9 +225,7 @@ def write_results(plan: Plan, outcome: CVResult) -> None:
     folder.held_out.unlink(missing_ok=True)  # it belongs to the submission that is replaced now
     write_csv(folder.oof, oof_table(competition, plan.folds, plan.seeds, outcome.oof))
     if len(competition.test):
-        names = [f"p_{name}" for name in competition.classes]
-        table = pd.DataFrame(outcome.test, columns=pd.Index(names))
-        table.insert(0, "id", np.array(competition.test.ids, dtype=object))
+        table = prediction_table(competition.test.ids, competition.classes, outcome.test)
         write_csv(folder.test_predictions, table)
         write_csv(folder.submission, make_submission(competition, outcome.test))
     write_json(folder.metrics, _metrics(plan, outcome))

@@ -57,12 +57,20 @@ def run_cells(metrics: dict[str, Any]) -> list[Cell]:
     """Return the cells that a run's results were made of, from its metrics.json.
 
     config.json may name other seeds: a later command with other ones writes it before it trains.
+
+    Raises:
+        InputError: if they do not say seed and fold (someone edited the file).
     """
-    written = metrics.get("cells", ())
-    numbers = {
-        name: number for number, name in enumerate(dict.fromkeys(c["fold"] for c in written))
-    }
-    return [Cell(cell["seed"], numbers[cell["fold"]]) for cell in written]
+    try:
+        written = [(cell["seed"], cell["fold"]) for cell in metrics.get("cells", ())]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"its cells lack something ({error!r})",
+            file="metrics.json",
+            remedy="remove the file and run the run's command again",
+        ) from error
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(f for _, f in written))}
+    return [Cell(seed, numbers[fold]) for seed, fold in written]
 
 
 def _planned(folder: RunFolder, config: dict[str, Any]) -> list[Cell]:

@@ -109,9 +109,12 @@ def read_csv(path: Path, encoding: str) -> dict[str, list[str]]:
     if not path.is_file():
         sys.exit(f"error: {path}: no such file")
     csv.field_size_limit(2**31 - 1)
-    with path.open(encoding=encoding, newline="") as file:
-        lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        rows = [row for row in lines if row]
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            rows = [row for row in lines if row]
+    except (UnicodeError, LookupError, csv.Error) as error:
+        sys.exit(f"error: {path}: does not read ({error}); name its encoding: --encoding gb18030")
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             sys.exit(f"error: {path}, row {number}: {len(row)} values for {len(rows[0])} columns")

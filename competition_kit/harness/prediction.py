@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError
 
@@ -19,7 +18,7 @@ from competition_kit.results.metrics import to_probabilities
 from competition_kit.training.fit import predict
 from competition_kit.training.model import Classifier, build_untrained, load_tokenizer
 
-__all__ = ["predict_rows", "prediction_table"]
+__all__ = ["predict_rows"]
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +77,6 @@ def predict_rows(
         total += to_probabilities(logits, run.multi_label) / len(run.models)
     on_model(len(run.models), len(run.models))
     return total
-
-
-def prediction_table(
-    ids: Sequence[str], classes: Sequence[str], probabilities: np.ndarray
-) -> pd.DataFrame:
-    """Return id, p_<class>...: the form of a run's test_predictions.csv."""
-    table = pd.DataFrame(probabilities, columns=pd.Index([f"p_{name}" for name in classes]))
-    table.insert(0, "id", np.array(ids, dtype=object))
-    return table
 
 
 def _device_of(models: Sequence[FoldModel]) -> str:

@@ -53,23 +53,28 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Return the commit of the kit's own checkout, with a mark where it was changed; else None."""
-    here = Path(__file__).parent
+    here = Path(__file__)
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        run = [
+        _, commit, changes = [
             subprocess.run(
-                ["git", "-C", str(here), *arguments],
+                ["git", "-C", str(here.parent), *arguments],
                 capture_output=True,
                 text=True,
                 timeout=5,
                 check=True,
                 env=environment,
             ).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+            for arguments in (
+                # fails where the kit is installed inside somebody else's checkout
+                ["ls-files", "--error-unmatch", here.name],
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain"],
+            )
         ]
     except (OSError, subprocess.SubprocessError):
         return None
-    return run[0] + ("+changes" if run[1] else "")
+    return commit + ("+changes" if changes else "")
 
 
 def machine(device: str) -> dict[str, Any]:

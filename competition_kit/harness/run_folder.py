@@ -53,17 +53,10 @@ class RunFolder:
         Raises:
             InputError: if another live process holds it; says which.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot be made ({error.strerror})",
-                file=self.path,
-                remedy="choose another folder with --out",
-            ) from error
         holder = self.path / ".lock.json"
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout:
             raise InputError(
@@ -73,7 +66,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise InputError(
-                f"cannot be locked ({error.strerror})",
+                f"cannot be made or locked ({error.strerror})",
                 file=self.path,
                 remedy="choose another folder with --out",
             ) from error

@@ -75,7 +75,7 @@ def open_stored_run(path: Path) -> StoredRun:
     command = config.get("command") or "python run_cv.py --data ..."
     try:
         return _stored_run(folder, config, run_cells(metrics), command)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"config.json or metrics.json lacks something ({error!r})",
             file=path,

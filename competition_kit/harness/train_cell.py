@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 
 import numpy as np
@@ -21,7 +21,7 @@ from competition_kit.harness.memory import (
 from competition_kit.specs import parse_spec
 from competition_kit.strategies import STRATEGIES, Strategy
 from competition_kit.strategies.base import layers
-from competition_kit.training.fit import fit_fold, predict
+from competition_kit.training.fit import TrainingError, fit_fold, predict
 from competition_kit.training.model import build_classifier, written_out_attention
 from competition_kit.training.objectives import CRITERIA, Criterion, Once
 from competition_kit.training.recipe import Recipe
@@ -45,9 +45,14 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
     """Train on the rows outside the fold, predict the fold's rows and the test rows.
 
     Raises:
-        TrainingError: if training went wrong.
+        TrainingError: if training went wrong, or needs a kernel that is not deterministic.
         InputError: if the encoder does not load.
     """
+    with _kernels(deterministic=job.deterministic):
+        return _train(job, on_step)
+
+
+def _train(job: CellJob, on_step: Callable[[int], None]) -> CellResult:
     device = torch.device(job.device)
     reset_peak_memory(device)
     arm, seeds = job.arm, FoldSeeds(job.cell.seed, job.cell.fold)
@@ -63,7 +68,6 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
         labels[job.extra.rows] = job.extra.labels
         train_rows = np.concatenate([train_rows, job.extra.rows])
 
-    _set_kernels(job.deterministic)
     if job.fast_paths and device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(seeds.derive("load"))  # whatever a model class draws while it is built
@@ -134,11 +138,21 @@ def measures_whole_table(strategy: Strategy, tricks: Sequence[Trick]) -> bool:
     return any(getattr(part, "whole_table", False) for part in (*layers(strategy), *tricks))
 
 
-def _set_kernels(deterministic: bool) -> None:
+@contextmanager
+def _kernels(*, deterministic: bool) -> Iterator[None]:
     """Choose between kernels that are fast and those that give the same bits every time."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
     torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise TrainingError(
+            f"--deterministic: {str(error).partition(',')[0]}: leave the flag out, or use "
+            "--device cpu"
+        ) from error
 
 
 def _objective(job: CellJob, tricks: tuple[Trick, ...], labels: np.ndarray) -> Objective:

@@ -26,7 +26,8 @@ def keep_up(plan: Plan, placement: Placement, command: str, metric: str) -> bool
     this process take its place.
 
     Returns:
-        Whether the run's results have to be written: they are missing, or of other settings.
+        Whether the run's results have to be written: they are missing, damaged, or of other
+        settings.
     """
     folder = plan.folder
     old: dict[str, Any] = read_json(folder.config) if folder.config.is_file() else {}
@@ -38,6 +39,6 @@ def keep_up(plan: Plan, placement: Placement, command: str, metric: str) -> bool
     if any(new[key] != old.get(key) for key in DECIDED_BY) or not folder.metrics.is_file():
         return True
     written = read_json(folder.metrics)
-    cells = [(cell["seed"], cell["fold"]) for cell in written["cells"]]
+    cells = [(cell.get("seed"), cell.get("fold")) for cell in written.get("cells") or ()]
     wanted = [(cell.seed, plan.folds.names[cell.fold]) for cell in plan.cells]
-    return cells != wanted or written["metric"] != metric
+    return cells != wanted or written.get("metric") != metric

@@ -50,10 +50,9 @@ class AdversarialTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, strategy: Strategy | str = "none", **kwargs: Any) -> None:
-        if isinstance(strategy, str):
-            strategy = parse_spec(strategy, STRATEGIES)
-        assert not isinstance(strategy, str)
-        self.strategy: Strategy = strategy
+        self.strategy: Strategy = (
+            parse_spec(strategy, STRATEGIES) if isinstance(strategy, str) else strategy
+        )
         super().__init__(*args, **kwargs)
         self._seeds = FoldSeeds(seed=self.args.seed, fold=0)
         self._start()

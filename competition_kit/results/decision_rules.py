@@ -4,7 +4,7 @@ Argmax and the threshold 0.5 are right for accuracy of calibrated probabilities,
 A rule is a function from probabilities to probabilities whose plain decision (`metrics.decide`) is
 the rule's decision, so whatever takes probabilities (a metric, a submission) takes ruled ones, too.
 
-Fitting a rule looks at labels. `ensembling.cross_fitted` scores it on rows that it was not fitted on.
+Fitting a rule looks at labels. `cross_fitting.cross_fitted` scores it on rows that it was not fitted on.
 What does not beat the plain decision even on the rows that it was fitted on is `Unchanged`.
 """
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from competition_kit.data.competition import Competition
 from competition_kit.data.folds import Folds, write_folds
@@ -23,7 +22,7 @@ from competition_kit.results.ensemble_outcome import (
     verdict_of,
 )
 from competition_kit.results.members import ENSEMBLE, Member
-from competition_kit.results.oof import oof_table
+from competition_kit.results.oof import oof_table, prediction_table
 from competition_kit.results.statistics import Interval
 from competition_kit.results.submission import make_submission
 from competition_kit.results.tables import score_text
@@ -50,9 +49,8 @@ def write_ensemble(
     write_csv(folder.oof, oof_table(competition, folds, [0], outcome.chosen.oof[None]))
     if len(competition.test):
         test = np.stack([member.test for member in members])
-        names = [f"p_{name}" for name in competition.classes]
-        table = pd.DataFrame(outcome.chosen.blend(test), columns=pd.Index(names))
-        table.insert(0, "id", np.array(competition.test.ids, dtype=object))
+        blended = outcome.chosen.blend(test)
+        table = prediction_table(competition.test.ids, competition.classes, blended)
         write_csv(folder.test_predictions, table)
         write_csv(folder.submission, make_submission(competition, outcome.submitted.blend(test)))
     write_json(folder.metrics, ensemble_metrics(outcome, members))
@@ -140,7 +138,8 @@ def conclusions(outcome: EnsembleOutcome, names: Sequence[str]) -> list[str]:
             f"No method is clearly better than the plain mean ({score_text(mean.score)}): "
             "just averaging is as good."
         ]
-    single = names[int(np.argmax(best.weights))] if best.weights is not None else ""
+    assert best.weights is not None, "the best member has all the weight"
+    single = names[int(np.argmax(best.weights))]
     against = {
         "worse": "Averaging beats one run chosen by its OOF score",
         "better": "One run chosen by its OOF score beats averaging",

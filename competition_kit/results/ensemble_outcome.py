@@ -8,16 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from competition_kit.results.cross_fitting import Blend, Method, Ruled, cross_fitted, with_rule
 from competition_kit.results.decision_rules import Rule, RuleKind
-from competition_kit.results.ensembling import (
-    METHODS,
-    Blend,
-    Method,
-    Ruled,
-    Weighted,
-    cross_fitted,
-    with_rule,
-)
+from competition_kit.results.ensembling import METHODS, Weighted
 from competition_kit.results.metrics import decide
 from competition_kit.results.objective import Objective
 from competition_kit.results.statistics import Interval, bootstrap_difference
@@ -201,7 +194,7 @@ def _scored(
         score=objective.score(oof),
         in_sample=objective.score(blend(stack)),
         fold_scores=objective.fold_scores(oof),
-        over_mean=paired_interval(objective, oof, mean),
+        over_mean=_paired_interval(objective, oof, mean),
         weights=np.array(blend.weights) if isinstance(blend, Weighted) else None,
         oof=oof,
         blend=blend,
@@ -222,7 +215,7 @@ def _ruled(
         score=objective.score(oof),
         in_sample=in_sample,
         fold_scores=objective.fold_scores(oof),
-        gain=paired_interval(objective, oof, chosen.oof),
+        gain=_paired_interval(objective, oof, chosen.oof),
         in_sample_gain=_gain(objective, in_sample, chosen.score),
         rule=rule,
         changed_rows=int((decided != plainly).reshape(len(ruled), -1).any(axis=1).sum()),
@@ -255,7 +248,7 @@ def _error_correlation(stack: np.ndarray, objective: Objective) -> np.ndarray:
         return np.atleast_2d(np.corrcoef(errors))
 
 
-def paired_interval(objective: Objective, ours: np.ndarray, theirs: np.ndarray) -> Interval:
+def _paired_interval(objective: Objective, ours: np.ndarray, theirs: np.ndarray) -> Interval:
     """Return by how much our probabilities beat theirs, with a bootstrap interval over rows."""
     if np.array_equal(ours, theirs):
         return Interval(0.0, 0.0, 0.0, LEVEL, 0.0, "the same predictions")

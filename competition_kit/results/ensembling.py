@@ -1,13 +1,7 @@
-"""Blends of several members' probabilities, each scored on rows that it was not fitted on.
-
-A method is fitted to the members' out-of-fold probabilities [K, n, C] and gives a blend, a function
-from [K, n, C] to [n, C] that then takes the test probabilities. What is fitted on out-of-fold rows
-is scored **cross-fitted**: for each fold, fitted on the rows of the other folds and applied to this
-one. The score in sample, on the rows that it was fitted on, stands beside it as its optimism.
+"""Ways to blend several members' probabilities [K, n, C]: means, searches, stacking.
 
 Greedy selection: Caruana et al. 2004, "Ensemble selection from libraries of models". Stacking:
-Wolpert 1992. Cross-fitting removes what a blend learns from the rows that it is scored on; the
-members of the other folds were trained with these rows' labels, which no blend can undo.
+Wolpert 1992. `cross_fitting` scores them on rows that they were not fitted on.
 """
 
 from __future__ import annotations
@@ -22,48 +16,14 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import rankdata
 
-from competition_kit.results.decision_rules import Rule, RuleKind
+from competition_kit.results.cross_fitting import Blend, Fit, Method
 from competition_kit.results.objective import Objective, likelihoods
 
-__all__ = [
-    "METHODS",
-    "Blend",
-    "Fit",
-    "Method",
-    "Ruled",
-    "Weighted",
-    "cross_fitted",
-    "likeliest_weights",
-    "with_rule",
-]
+__all__ = ["METHODS", "Weighted", "likeliest_weights"]
 
 CLIP = 1e-7  # before a logarithm: one member's 0 must not be a veto
 BAGS, STEPS = 10, 20  # of greedy selection
 SHARES = np.linspace(0, 1, 11)  # of one member, tried in the search for weights
-
-
-class Blend(Protocol):
-    """A fitted blend: members' probabilities [K, n, C] to blended ones [n, C]."""
-
-    def __call__(self, stack: np.ndarray) -> np.ndarray: ...
-
-
-Fit = Callable[[np.ndarray, Objective], Blend]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to blend.
-
-    Attributes:
-        fit: (members [K, n, C], objective on the same n rows) -> blend.
-        learns: whether it looks at labels, so that its score in sample is too good.
-    """
-
-    name: str
-    summary: str
-    fit: Fit
-    learns: bool
 
 
 @dataclass(frozen=True)
@@ -77,17 +37,6 @@ class Weighted:
 
 
 @dataclass(frozen=True)
-class Ruled:
-    """A blend and the decision rule that was fitted on top of it."""
-
-    blend: Blend
-    rule: Rule
-
-    def __call__(self, stack: np.ndarray) -> np.ndarray:
-        return self.rule(self.blend(stack))
-
-
-@dataclass(frozen=True)
 class Reordered:
     """A blend that was fitted to the members in another order."""
 
@@ -96,37 +45,6 @@ class Reordered:
 
     def __call__(self, stack: np.ndarray) -> np.ndarray:
         return self.blend(stack[self.order])
-
-
-def cross_fitted(fit: Fit, stack: np.ndarray, objective: Objective) -> np.ndarray:
-    """Return blended probabilities [n, C], each fold's by a blend fitted on the other folds.
-
-    Rows of one group are in one fold, so groups are kept apart as well.
-    """
-    blended = np.full(stack.shape[1:], np.nan)
-    for fold in np.unique(objective.fold_of):
-        inside = objective.fold_of == fold
-        blend = fit(stack[:, ~inside], objective.on(~inside))
-        blended[inside] = blend(stack)[inside]  # ranks want all rows
-    assert np.isfinite(blended).all(), "a row was not blended"
-    return blended
-
-
-def with_rule(method: Method, kind: RuleKind) -> Fit:
-    """Return the fit of a method followed by a decision rule.
-
-    The rule is fitted on probabilities that the method itself gives cross-fitted within the same
-    rows: in sample they would be surer than they are on new rows (rows of one fold alone leave
-    nothing else).
-    """
-
-    def fit(stack: np.ndarray, objective: Objective) -> Ruled:
-        blend = method.fit(stack, objective)
-        nested = method.learns and len(np.unique(objective.fold_of)) > 1
-        honest = cross_fitted(method.fit, stack, objective) if nested else blend(stack)
-        return Ruled(blend, kind.fit(honest, objective))
-
-    return fit
 
 
 # -- methods that fit nothing ------------------------------------------------------------------
@@ -195,13 +113,10 @@ def _in_any_order(fit: Fit) -> Fit:
     return ordered
 
 
-def _only(member: int, members: int) -> Weighted:
-    return Weighted(tuple(np.eye(members)[member].tolist()))
-
-
 def _best(stack: np.ndarray, objective: Objective) -> Weighted:
     merits = [objective.merit(member) for member in stack]
-    return _only(merits.index(max(merits)), len(stack))
+    only = np.eye(len(stack))[merits.index(max(merits))]
+    return Weighted(tuple(only.tolist()))
 
 
 def _greedy(stack: np.ndarray, objective: Objective) -> Blend:
@@ -248,8 +163,8 @@ def _weights(stack: np.ndarray, objective: Objective) -> Weighted:
     members = len(stack)
     starts = (likeliest_weights(stack, objective), _equal(members), _best(stack, objective))
     found = [_climb(np.array(start.weights), stack, objective) for start in starts]
-    best = max(merit for merit, _ in found)
-    return next(Weighted(tuple(weights.tolist())) for merit, weights in found if merit == best)
+    _, weights = max(found, key=lambda end: end[0])
+    return Weighted(tuple(weights.tolist()))
 
 
 def likeliest_weights(stack: np.ndarray, objective: Objective) -> Weighted:

@@ -17,7 +17,7 @@ from competition_kit.files import atomic_write, hash_json
 if TYPE_CHECKING:
     from sklearn.pipeline import FeatureUnion
 
-__all__ = ["cached_floor", "floor_probabilities"]
+__all__ = ["cached_floor", "floor_file", "floor_probabilities"]
 
 
 def floor_probabilities(
@@ -96,10 +96,15 @@ def cached_floor(
     on_fold: Callable[[int], None] = lambda fold: None,
 ) -> np.ndarray:
     """Return `floor_probabilities`, computed once for each data set and folds."""
-    path = folder / f"{hash_json([competition.data_hash, folds.hash, __version__])[:16]}.npy"
+    path = floor_file(folder, competition, folds)
     if path.is_file():
         return np.load(path, allow_pickle=False)
     probabilities = floor_probabilities(competition, folds, on_fold)
     with atomic_write(path, "wb") as file:
         np.save(file, probabilities)
     return probabilities
+
+
+def floor_file(folder: Path, competition: Competition, folds: Folds) -> Path:
+    """Return where `cached_floor` keeps the probabilities of this data set and folds."""
+    return folder / f"{hash_json([competition.data_hash, folds.hash, __version__])[:16]}.npy"

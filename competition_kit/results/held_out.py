@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from competition_kit.results.submission import positive_class
 __all__ = ["HeldOut", "held_out_targets", "score_submission"]
 
 SOLUTION = "solution.csv"
+WRITE_ANEW = "run the same run_cv.py command again to write it anew"
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,12 @@ class HeldOut:
 
 
 def score_submission(competition: Competition, submission: Path) -> HeldOut:
-    """Score a submission file against `solution.csv`; the only reader of that file.
+    """Score a submission file against `solution.csv`.
 
     Raises:
-        InputError: if there is no solution, or the two files do not fit.
+        InputError: if there is no solution, the two files do not fit, or the metric is not defined
+            on these rows.
     """
-    rules = competition.rules
     path = competition.folder / SOLUTION
     if not path.is_file():
         raise InputError(
@@ -42,48 +45,37 @@ def score_submission(competition: Competition, submission: Path) -> HeldOut:
             file=path,
             remedy="hand the submission in, or split off a test part of your own",
         )
-    solution = read_table(path, rules.encoding)
+    wanted, targets = _solution(competition, path)
     handed_in = read_table(submission)
-    targets = encode_labels(solution, competition, path)
-    for table, file in ((solution, path), (handed_in, submission)):
-        if rules.id not in table.columns:
-            raise InputError(f"no column {rules.id!r}", file=file, remedy="it must have the ids")
-    ids, wanted = handed_in[rules.id].tolist(), solution[rules.id].tolist()
-    place = {row_id: row for row, row_id in enumerate(ids)}
-    missing = [row_id for row_id in wanted if row_id not in place]
+    ids = _ids(handed_in, competition, submission)
+    place, missing = _places(ids, wanted)
     if missing or len(place) != len(wanted) or len(ids) != len(place):
         raise InputError(
             f"its ids are not those of {SOLUTION} "
             f"({len(missing)} missing{': ' + examples(missing) if missing else ''}, "
             f"{len(ids)} rows for {len(wanted)})",
             file=submission,
-            remedy="run the same run_cv.py command again to write it anew",
+            remedy=WRITE_ANEW,
         )
     handed_in = handed_in.iloc[[place[row_id] for row_id in wanted]].reset_index(drop=True)
-    metric = find_metric(rules.metric, competition.multi_label)
-    if rules.submission == "label":
-        if metric.needs_probabilities:
-            raise InputError(
-                f"{metric.name} needs probabilities, the submission holds labels",
-                file=submission,
-                remedy='say submission = "probabilities" in competition.toml',
-            )
-        columns = [name for name in handed_in.columns if name != rules.id]
-        if len(rules.label) == 1 and len(columns) == 1:
-            handed_in = handed_in.rename(columns={columns[0]: rules.label[0]})
-        decisions = encode_labels(handed_in, competition, submission)
-        probabilities = (
-            decisions.astype(float)
-            if targets.ndim == 2
-            else np.eye(len(competition.classes))[decisions]
+    metric = find_metric(competition.rules.metric, competition.multi_label)
+    has_labels = competition.rules.submission == "label"
+    if has_labels and metric.needs_probabilities:
+        raise InputError(
+            f"{metric.name} needs probabilities, the submission holds labels",
+            file=submission,
+            remedy='say submission = "probabilities" in competition.toml',
         )
-    else:
-        probabilities = _probabilities(competition, handed_in.drop(columns=rules.id), submission)
-    return HeldOut(
-        metric.name,
-        metric.score(targets, probabilities, competition.classes),
-        len(targets),
-    )
+    read = _labels if has_labels else _probabilities
+    probabilities = read(competition, handed_in, submission)
+    score = metric.score(targets, probabilities, competition.classes)
+    if not math.isfinite(score):
+        raise InputError(
+            f"{metric.name} is not defined on these rows",
+            file=path,
+            remedy="hold back rows of every class, or score runs with another --metric",
+        )
+    return HeldOut(metric.name, score, len(targets))
 
 
 def held_out_targets(competition: Competition) -> np.ndarray | None:
@@ -95,21 +87,50 @@ def held_out_targets(competition: Competition) -> np.ndarray | None:
     path = competition.folder / SOLUTION
     if not path.is_file() or not len(competition.test):
         return None
-    solution = read_table(path, competition.rules.encoding)
-    if competition.rules.id not in solution.columns:
-        raise InputError(f"no column {competition.rules.id!r}", file=path)
-    place = {row_id: row for row, row_id in enumerate(solution[competition.rules.id])}
-    missing = [row_id for row_id in competition.test.ids if row_id not in place]
+    ids, targets = _solution(competition, path)
+    place, missing = _places(ids, competition.test.ids)
     if missing or len(place) != len(competition.test):
         raise InputError(
             f"its ids are not those of the test rows ({len(missing)} missing)",
             file=path,
             remedy="take the file away to go without held-out scores",
         )
-    return encode_labels(solution, competition, path)[[place[i] for i in competition.test.ids]]
+    return targets[[place[row_id] for row_id in competition.test.ids]]
+
+
+def _solution(competition: Competition, path: Path) -> tuple[list[str], np.ndarray]:
+    """Return ids and targets of solution.csv, whose only reader this is."""
+    table = read_table(path, competition.rules.encoding)
+    return _ids(table, competition, path), encode_labels(table, competition, path)
+
+
+def _ids(table: pd.DataFrame, competition: Competition, path: Path) -> list[str]:
+    column = competition.rules.id
+    if column not in table.columns:
+        raise InputError(f"no column {column!r}", file=path, remedy="it must have the ids")
+    return table[column].tolist()
+
+
+def _places(ids: Sequence[str], wanted: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Return the row of each id, and the wanted ids that have none."""
+    place = {row_id: row for row, row_id in enumerate(ids)}
+    return place, [row_id for row_id in wanted if row_id not in place]
+
+
+def _labels(competition: Competition, table: pd.DataFrame, path: Path) -> np.ndarray:
+    """Return labels as probabilities [M, C] of 0 and 1."""
+    rules = competition.rules
+    columns = [name for name in table.columns if name != rules.id]
+    if len(rules.label) == 1 and len(columns) == 1:  # the column's name is the sample's choice
+        table = table.rename(columns={columns[0]: rules.label[0]})
+    decisions = encode_labels(table, competition, path)
+    if competition.multi_label:
+        return decisions.astype(float)
+    return np.eye(len(competition.classes))[decisions]
 
 
 def _probabilities(competition: Competition, table: pd.DataFrame, path: Path) -> np.ndarray:
+    table = table.drop(columns=competition.rules.id)
     try:
         if competition.rules.submission == "probability" and not competition.multi_label:
             positive = table.iloc[:, 0].to_numpy(dtype=float)
@@ -123,6 +144,6 @@ def _probabilities(competition: Competition, table: pd.DataFrame, path: Path) ->
         raise InputError(
             f"does not hold the probabilities of the classes ({error})",
             file=path,
-            remedy="run the same run_cv.py command again to write it anew",
+            remedy=WRITE_ANEW,
         ) from error
     return probabilities

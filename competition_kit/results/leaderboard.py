@@ -16,7 +16,7 @@ from competition_kit.harness.cells import pass_units
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.differences import Setting, differences, settings_of
 from competition_kit.results.recorded import is_current, read_recorded
-from competition_kit.results.tables import duration, score_text, text_table
+from competition_kit.results.tables import duration, metric_text, score_text, text_table
 from competition_kit.specs import spec_names
 
 __all__ = [
@@ -253,9 +253,8 @@ def render(board: Board) -> str:
         width = max(map(len, (DIFFERS, *differing)))  # filled up, a column of texts is left-aligned
         header.append(DIFFERS.ljust(width))
         rows = [[*row, text.ljust(width)] for row, text in zip(rows, differing, strict=True)]
-    direction = "" if board.greater_is_better else ", lower is better"
     lines = [
-        f"{board.competition}: {board.metric}{direction}",
+        f"{board.competition}: {metric_text(board.metric, board.greater_is_better)}",
         text_table(header, rows),
     ]
     if any(entry.stale for entry in board.entries):

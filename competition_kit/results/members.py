@@ -263,6 +263,13 @@ def _layers(table: pd.DataFrame, ids: Sequence[str], path: Path) -> list[np.ndar
 
 def _check_labels(table: pd.DataFrame, competition: Competition, path: Path) -> None:
     """Check that a run was trained on the labels that the competition has now."""
+    if "label" not in table.columns:
+        raise InputError(
+            "no column 'label', which a run of the kit has",
+            file=path,
+            row=1,
+            remedy="run its command again; a folder from elsewhere goes without config.json",
+        )
     now = dict(zip(competition.train.ids, _label_sets(competition), strict=True))
     for row, (row_id, cell) in enumerate(zip(table["id"], table["label"], strict=True)):
         names = split_labels(cell, competition.classes) if competition.multi_label else [cell]

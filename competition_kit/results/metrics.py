@@ -52,6 +52,11 @@ class Metric:
     needs_probabilities: bool = False
     multi_label: bool = True
 
+    @property
+    def sign(self) -> float:
+        """What a score is multiplied by so that greater is better."""
+        return 1.0 if self.greater_is_better else -1.0
+
     def score(
         self, targets: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]
     ) -> float:
@@ -165,7 +170,7 @@ def find_metric(name: str, multi_label: bool, file: Path | None = None) -> Metri
         InputError: for an unknown name, or one that this task has no meaning for.
     """
     if ":" in name:
-        return _custom(name)
+        return _custom(name, file)
     if name not in METRICS:
         raise InputError(
             f"unknown metric {name!r}{did_you_mean(name, METRICS)}",
@@ -192,7 +197,7 @@ def _working_folder_first() -> Iterator[None]:
         sys.path.pop(0)
 
 
-def _custom(name: str) -> Metric:
+def _custom(name: str, file: Path | None) -> Metric:
     module, _, function = name.partition(":")
     try:
         with _working_folder_first():
@@ -200,10 +205,13 @@ def _custom(name: str) -> Metric:
     except Exception as error:  # whatever the user's module does when it is imported
         raise InputError(
             f"metric {name!r} cannot be imported ({error})",
+            file=file,
             remedy=f"put {module}.py into the folder that you run from, or install it",
         ) from error
     if not callable(found):
-        raise InputError(f"metric {name!r} is no function", remedy='write "module:function"')
+        raise InputError(
+            f"metric {name!r} is no function", file=file, remedy='write "module:function"'
+        )
 
     def score(
         targets: np.ndarray,

@@ -38,20 +38,16 @@ class Gain:
     metric: Metric
     classes: tuple[str, ...]
 
-    @property
-    def sign(self) -> float:
-        return 1.0 if self.metric.greater_is_better else -1.0
-
     def __call__(self, targets: np.ndarray, probabilities: np.ndarray) -> float:
         """Return the score of any rows, its sign turned where lower is better."""
-        return self.sign * quick_score(self.metric, targets, probabilities, self.classes)
+        return self.metric.sign * quick_score(self.metric, targets, probabilities, self.classes)
 
     def resampled(self, targets: np.ndarray, probabilities: np.ndarray) -> Resampled | None:
         """Return the gains of resamples of these rows; None for a metric that is not known here."""
         if (quick := _quick(self.metric)) is None:
             return None
         scores = quick.resampled(targets, probabilities)
-        return lambda drawn: self.sign * scores(drawn)
+        return lambda drawn: self.metric.sign * scores(drawn)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from competition_kit.data.tables import find_table, read_table
 from competition_kit.errors import InputError, examples
@@ -17,7 +17,7 @@ from competition_kit.harness.finished import check_finished
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.ablation import ArmRecord, Labels
 from competition_kit.results.metrics import Metric, find_metric
-from competition_kit.results.oof import split_labels
+from competition_kit.results.oof import read_oof, targets_of
 
 __all__ = ["RunRecord", "paired_records", "read_run"]
 
@@ -38,7 +38,7 @@ class RunRecord:
         self.classes = tuple(self.config["classes"])
         self.multi_label = self.config["rules"]["task"] == "multi_label"
         self.metric: Metric = find_metric(self.metrics["metric"], self.multi_label)
-        table = read_table(folder.oof)
+        table = read_oof(folder.oof, self.classes, "fold")
         names = [f"p_{name}" for name in self.classes]
         self.oof: dict[int, np.ndarray] = {}
         for seed, layer in table.groupby("seed", sort=False):
@@ -46,22 +46,13 @@ class RunRecord:
         first = table[table["seed"] == table["seed"].iloc[0]]
         self.ids = first["id"].tolist()
         self.fold_names = first["fold"].to_numpy(dtype=object)
-        self.targets = self._targets(first["label"])
-
-    def _targets(self, labels: pd.Series) -> np.ndarray:
-        place = {name: number for number, name in enumerate(self.classes)}
-        if not self.multi_label:
-            return labels.map(place).to_numpy(dtype=np.int64)
-        targets = np.zeros((len(labels), len(place)), dtype=np.int64)
-        for row, cell in enumerate(labels):
-            targets[row, [place[name] for name in split_labels(cell, self.classes)]] = 1
-        return targets
+        self.targets = targets_of(first["label"], self.classes, self.multi_label)
 
     def groups(self) -> np.ndarray | None:
         """Return the group of each row, where the folds keep groups together.
 
         Raises:
-            InputError: if the competition folder, which has them, is gone.
+            InputError: if the competition folder, which has them, is gone, or has other rows now.
         """
         cv = self.config["rules"]["cv"]
         if cv["scheme"] not in ("group", "stratified_group"):
@@ -76,7 +67,15 @@ class RunRecord:
             )
         rules = self.config["rules"]
         table = read_table(path, rules["encoding"])
-        return table.set_index(rules["id"])[cv["group"]].loc[self.ids].to_numpy(dtype=str)
+        known = {rules["id"], cv["group"]} <= set(table.columns)
+        groups = dict(zip(table[rules["id"]], table[cv["group"]], strict=True)) if known else {}
+        if missing := [row_id for row_id in self.ids if row_id not in groups]:
+            raise InputError(
+                f"has no group for rows of {self.folder.path}: {examples(missing)}",
+                file=path,
+                remedy="put the run's own data back: rows of a group must be resampled together",
+            )
+        return np.array([groups[row_id] for row_id in self.ids])
 
     def record(self, seeds: tuple[int, ...], fold_of: np.ndarray) -> ArmRecord:
         """Return the arm with some of its seeds."""
@@ -163,11 +162,9 @@ def paired_records(ours: RunRecord, baseline: RunRecord) -> tuple[ArmRecord, Arm
     back = np.empty_like(fold_of)
     back[order] = fold_of
     other = baseline.record(seeds, back)
-    aligned = {name: getattr(other, name) for name in other.__dataclass_fields__}
-    aligned["oof"] = other.oof[:, order]
     return (
         own,
-        ArmRecord(**aligned),
+        replace(other, oof=other.oof[:, order]),
         Labels(
             train=ours.targets,
             held_out=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,49 +128,12 @@ def _columns(table: pd.DataFrame, competition: Competition) -> tuple[pd.DataFram
         what is wrong.
     """
     wanted = wanted_columns(competition)
-    has_sample = competition.sample is not None
-    source = "the sample" if has_sample else "the competition"
     header = [str(name) for name in table.columns]
-    missing = [name for name in wanted if name not in header]
-    findings, names = [], {}
+    meant = _meant_columns(header, wanted)
     surplus = [name for name in header if name not in wanted]
-    for name in surplus:
-        right = next((right for right in missing if _folded(right) == _folded(name)), None)
-        if right is None and len(surplus) == len(missing) == 1:
-            right = missing[0]  # whatever it is called, it stands for the other one
-        if right is not None:
-            missing.remove(right)
-            names[name] = right
-            if has_sample or right == competition.rules.id or len(wanted) > 2:
-                findings.append(
-                    Finding(
-                        rule="column name",
-                        problem=f"{source} calls it {shown(right)}",
-                        row=1,
-                        column=name,
-                        remedy="rename it",
-                    )
-                )
-        elif INDEX_COLUMN.fullmatch(name):
-            findings.append(
-                Finding(
-                    rule="index column",
-                    problem="row numbers, which pandas writes unless it is told not to",
-                    row=1,
-                    column=name,
-                    remedy="write the file with index=False",
-                )
-            )
-        else:
-            findings.append(
-                Finding(
-                    rule="unknown column",
-                    problem=f"{source} has no such column",
-                    row=1,
-                    column=name,
-                    remedy=f"leave it out; the columns are {examples(wanted, 12)}",
-                )
-            )
+    found = [_surplus_column(name, meant.get(name), wanted, competition) for name in surplus]
+    findings = [finding for finding in found if finding is not None]
+    missing = [name for name in wanted if name not in {*header, *meant.values()}]
     findings += [
         Finding(
             rule="missing column",
@@ -181,10 +144,10 @@ def _columns(table: pd.DataFrame, competition: Competition) -> tuple[pd.DataFram
         )
         for name in missing
     ]
-    table = table.rename(columns=names)
+    table = table.rename(columns=meant)
     order = [name for name in table.columns if name in wanted]
     wrong = [place for place, name in enumerate(order) if name != wanted[place]]
-    if has_sample and not missing and wrong:
+    if competition.sample is not None and not missing and wrong:
         findings.append(
             Finding(
                 rule="order of columns",
@@ -195,6 +158,54 @@ def _columns(table: pd.DataFrame, competition: Competition) -> tuple[pd.DataFram
             )
         )
     return table, findings
+
+
+def _meant_columns(header: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Return which wanted column each misnamed one stands for."""
+    missing = [name for name in wanted if name not in header]
+    surplus = [name for name in header if name not in wanted]
+    if len(surplus) == len(missing) == 1:  # whatever it is called, it stands for the other one
+        return {surplus[0]: missing[0]}
+    meant = {}
+    for name in surplus:
+        right = next((right for right in missing if _folded(right) == _folded(name)), None)
+        if right is not None:
+            missing.remove(right)
+            meant[name] = right
+    return meant
+
+
+def _surplus_column(
+    name: str, meant: str | None, wanted: Sequence[str], competition: Competition
+) -> Finding | None:
+    """Return what is wrong with a column that is not wanted by this name; None for nothing."""
+    has_sample = competition.sample is not None
+    source = "the sample" if has_sample else "the competition"
+    if meant is not None:
+        if not has_sample and meant != competition.rules.id and len(wanted) <= 2:
+            return None  # nobody has said what the only column besides the id is called
+        return Finding(
+            rule="column name",
+            problem=f"{source} calls it {shown(meant)}",
+            row=1,
+            column=name,
+            remedy="rename it",
+        )
+    if INDEX_COLUMN.fullmatch(name):
+        return Finding(
+            rule="index column",
+            problem="row numbers, which pandas writes unless it is told not to",
+            row=1,
+            column=name,
+            remedy="write the file with index=False",
+        )
+    return Finding(
+        rule="unknown column",
+        problem=f"{source} has no such column",
+        row=1,
+        column=name,
+        remedy=f"leave it out; the columns are {examples(wanted, 12)}",
+    )
 
 
 def _folded(name: str) -> str:
@@ -214,6 +225,13 @@ def _ids(table: pd.DataFrame, competition: Competition) -> Iterator[Finding]:
     if column not in table.columns:
         return
     ids = table[column].map(str)
+    findings = [*_repeated_ids(ids), *(_other_ids(ids, test) if test else ())]
+    yield from findings
+    if test and competition.sample is not None and not findings:
+        yield from _order_of_rows(ids, competition.sample[column].tolist())
+
+
+def _repeated_ids(ids: pd.Series) -> Iterator[Finding]:
     repeated = ids[ids.duplicated()]
     if len(repeated):
         first = ids.index[ids == repeated.iloc[0]][0]
@@ -221,11 +239,13 @@ def _ids(table: pd.DataFrame, competition: Competition) -> Iterator[Finding]:
             rule="repeated id",
             problem=f"{shown(repeated.iloc[0])} was in row {first} already{also(repeated.index)}",
             row=int(repeated.index[0]),
-            column=column,
+            column=str(ids.name),
             remedy="hand in each id once",
         )
-    if not test:
-        return
+
+
+def _other_ids(ids: pd.Series, test: Sequence[str]) -> Iterator[Finding]:
+    """Compare the ids with those of the test file."""
     if len(ids) != len(test):
         yield Finding(
             rule="number of rows",
@@ -239,7 +259,7 @@ def _ids(table: pd.DataFrame, competition: Competition) -> Iterator[Finding]:
             rule="unknown id",
             problem=f"{shown(bad.iloc[0])} is {reason}{also(bad.index)}",
             row=int(bad.index[0]),
-            column=column,
+            column=str(ids.name),
             remedy="hand in the ids of the test file, read and written as text (dtype=str)",
         )
     present = set(ids)
@@ -248,12 +268,12 @@ def _ids(table: pd.DataFrame, competition: Competition) -> Iterator[Finding]:
         yield Finding(
             rule="missing id",
             problem=f"there is no row for {examples(missing)}",
-            column=column,
+            column=str(ids.name),
             remedy="hand in one row for each id of the test file",
         )
-    if competition.sample is None or len(unknown) or missing or len(repeated):
-        return
-    order = competition.sample[column].tolist()
+
+
+def _order_of_rows(ids: pd.Series, order: Sequence[str]) -> Iterator[Finding]:
     wrong = [place for place, row_id in enumerate(ids) if row_id != order[place]]
     if wrong:
         yield Finding(
@@ -261,7 +281,7 @@ def _ids(table: pd.DataFrame, competition: Competition) -> Iterator[Finding]:
             problem=f"id {shown(ids.iloc[wrong[0]])} stands where the sample has "
             f"{shown(order[wrong[0]])}{also(ids.index[wrong])}",
             row=int(ids.index[wrong[0]]),
-            column=column,
+            column=str(ids.name),
             remedy="sort the rows as in the sample",
         )
 

@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -76,51 +76,13 @@ def _text(path: Path, competition: Competition, findings: list[Finding]) -> str 
     raw = path.read_bytes()
     sample_path = find_table(competition.folder, "sample_submission")
     sample = b"" if sample_path is None else sample_path.read_bytes()
-    if not raw.strip():
-        findings.append(
-            Finding(
-                rule="empty file",
-                problem="nothing is in it",
-                remedy="write a header and one row for each id of the test file",
-            )
-        )
+    if (finding := _no_text(raw)) is not None:
+        findings.append(finding)
         return None
-    if (binary := _what_binary(raw)) is not None:
-        what, remedy = binary
-        findings.append(Finding(rule="no text file", problem=f"this is {what}", remedy=remedy))
-        return None
-    if raw.startswith(codecs.BOM_UTF8) and not sample.startswith(codecs.BOM_UTF8):
-        findings.append(
-            Finding(
-                rule="byte order mark",
-                level="warning",
-                problem="the file starts with one, which some graders take for a part of the first "
-                "column's name",
-                remedy='write it with encoding="utf-8", not "utf-8-sig"',
-            )
-        )
-    fault = _no_utf8(raw)
-    if fault is not None:
-        findings.append(
-            Finding(
-                rule="encoding",
-                level="error" if _no_utf8(sample) is None else "warning",
-                problem=f"byte 0x{raw[fault]:02x} is not UTF-8",
-                row=raw.count(b"\n", 0, fault) + 1,
-                remedy='write it with encoding="utf-8"',
-            )
-        )
-    elif b"\0" in raw:
-        findings.append(
-            Finding(
-                rule="encoding",
-                problem="a zero byte, which no text holds",
-                row=raw.count(b"\n", 0, raw.index(b"\0")) + 1,
-                remedy='write a plain CSV file with encoding="utf-8"',
-            )
-        )
+    findings += _encoding(raw, sample)
+    is_utf8 = _no_utf8(raw) is None
     try:
-        text = decode(raw, path, None if fault is None else competition.rules.encoding)
+        text = decode(raw, path, None if is_utf8 else competition.rules.encoding)
     except InputError:
         return None  # said above
     if "\r" in QUOTED.sub("", text) and b"\r" not in sample:
@@ -133,6 +95,47 @@ def _text(path: Path, competition: Competition, findings: list[Finding]) -> str 
             )
         )
     return text
+
+
+def _no_text(raw: bytes) -> Finding | None:
+    if not raw.strip():
+        return Finding(
+            rule="empty file",
+            problem="nothing is in it",
+            remedy="write a header and one row for each id of the test file",
+        )
+    if (binary := _what_binary(raw)) is not None:
+        what, remedy = binary
+        return Finding(rule="no text file", problem=f"this is {what}", remedy=remedy)
+    return None
+
+
+def _encoding(raw: bytes, sample: bytes) -> Iterator[Finding]:
+    """Yield what readers of UTF-8 stumble over, unless the competition's own sample has it."""
+    if raw.startswith(codecs.BOM_UTF8) and not sample.startswith(codecs.BOM_UTF8):
+        yield Finding(
+            rule="byte order mark",
+            level="warning",
+            problem="the file starts with one, which some graders take for a part of the first "
+            "column's name",
+            remedy='write it with encoding="utf-8", not "utf-8-sig"',
+        )
+    fault = _no_utf8(raw)
+    if fault is not None:
+        yield Finding(
+            rule="encoding",
+            level="error" if _no_utf8(sample) is None else "warning",
+            problem=f"byte 0x{raw[fault]:02x} is not UTF-8",
+            row=raw.count(b"\n", 0, fault) + 1,
+            remedy='write it with encoding="utf-8"',
+        )
+    elif b"\0" in raw:
+        yield Finding(
+            rule="encoding",
+            problem="a zero byte, which no text holds",
+            row=raw.count(b"\n", 0, raw.index(b"\0")) + 1,
+            remedy='write a plain CSV file with encoding="utf-8"',
+        )
 
 
 def _what_binary(raw: bytes) -> tuple[str, str] | None:

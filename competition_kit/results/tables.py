@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["duration", "score_text", "text_table"]
+__all__ = ["duration", "metric_text", "score_text", "text_table"]
 
 
 def score_text(score: float | None) -> str:
     """Return a score with four digits; "-" where it is not defined."""
     return "-" if score is None or not math.isfinite(score) else f"{score:.4f}"
+
+
+def metric_text(name: str, greater_is_better: bool) -> str:
+    """Return a metric's name, with a word on its direction where that is not the usual one."""
+    return name if greater_is_better else f"{name}, lower is better"
 
 
 def duration(seconds: float) -> str:

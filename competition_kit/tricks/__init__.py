@@ -8,8 +8,10 @@ it up. No module here imports torch when it is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from competition_kit.errors import InputError
-from competition_kit.specs import format_spec, parse_specs
+from competition_kit.specs import format_spec, name_of, parse_specs
 from competition_kit.tricks.averages import EMA, SWA, CheckpointAverage
 from competition_kit.tricks.base import Trick
 from competition_kit.tricks.child_tuning import ChildTuning
@@ -22,7 +24,7 @@ from competition_kit.tricks.pretrain import Pretrain
 from competition_kit.tricks.rdrop import RegularisedDropout
 from competition_kit.tricks.reinit import Reinit
 
-__all__ = ["TRICKS", "Trick", "format_tricks", "parse_tricks"]
+__all__ = ["TRICKS", "Trick", "format_tricks", "in_order", "parse_tricks"]
 
 TRICKS: dict[str, type[Trick]] = {
     "pretrain": Pretrain,
@@ -43,13 +45,21 @@ TRICKS: dict[str, type[Trick]] = {
 
 
 def parse_tricks(text: str) -> tuple[Trick, ...]:
-    """Return the tricks of a list such as "rdrop(alpha=0.5), ema, noisytune", in the dict's order.
+    """Return the tricks of a list such as "rdrop(alpha=0.5), ema, noisytune", as `in_order` does.
 
     Raises:
         InputError: for a name, argument or value that does not fit, or tricks that contradict.
     """
-    tricks = parse_specs(text, TRICKS, "trick")
-    names = [_name(trick) for trick in tricks]
+    return in_order(parse_specs(text, TRICKS, "trick"))
+
+
+def in_order(tricks: Sequence[Trick]) -> tuple[Trick, ...]:
+    """Return tricks in the dict's order.
+
+    Raises:
+        InputError: if one is there twice, or two contradict each other.
+    """
+    names = [name_of(trick, TRICKS) for trick in tricks]
     for position, (name, trick) in enumerate(zip(names, tricks, strict=True)):
         if name in names[:position]:
             raise InputError(f"trick {name!r} is there twice", remedy="keep one of them")
@@ -59,14 +69,10 @@ def parse_tricks(text: str) -> tuple[Trick, ...]:
                     f"{name} and {other} contradict each other: {trick.conflicts[other]}",
                     remedy="drop one of them",
                 )
-    order = list(TRICKS)
-    return tuple(sorted(tricks, key=lambda trick: order.index(_name(trick))))
+    order = list(TRICKS.values())
+    return tuple(sorted(tricks, key=lambda trick: order.index(type(trick))))
 
 
 def format_tricks(tricks: tuple[Trick, ...]) -> str:
     """Return the list with every hyper-parameter; the inverse of `parse_tricks`."""
     return ", ".join(format_spec(trick, TRICKS) for trick in tricks)
-
-
-def _name(trick: Trick) -> str:
-    return next(name for name, cls in TRICKS.items() if cls is type(trick))

@@ -249,7 +249,7 @@ def test_the_default_cache_is_in_the_home_folder(
 ) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert module.default_cache() == tmp_path / ".cache" / "competition-kit"
+    assert module._default_cache() == tmp_path / ".cache" / "competition-kit"
 
 
 def test_the_command_line_offers_every_set() -> None:

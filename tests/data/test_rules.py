@@ -155,6 +155,8 @@ def test_the_command_line_overrides_the_toml(tmp_path: Path) -> None:
     place = folder(tmp_path, toml='metric = "mcc"\n[cv]\nscheme = "kfold"\nfolds = 2\n')
     rules = load_competition(place, metric="accuracy", scheme="stratified", folds=3).rules
     assert (rules.metric, rules.cv.scheme, rules.cv.folds) == ("accuracy", "stratified", 3)
+    with pytest.raises(InputError, match="0 folds"):
+        load_competition(place, folds=0)
 
 
 # -- inference ----------------------------------------------------------------------------------
@@ -268,6 +270,13 @@ def test_group_and_fold_columns_are_neither_label_nor_text(tmp_path: Path) -> No
     toml = '[cv]\ngroup = "doc"\nfold = "part"\n'
     rules, _ = inferred(tmp_path, train, test="id,text\n7,g h\n", toml=toml)
     assert (rules.text, rules.label, rules.cv.scheme) == (("text",), ("y",), "predefined")
+
+
+def test_a_text_column_may_be_called_like_a_scheme(tmp_path: Path) -> None:
+    train = "id,group,label\n1,a b,x\n2,c d,y\n3,e f,x\n4,g h,y\n"
+    toml = '[cv]\nscheme = "group"\ngroup = "id"\nfolds = 2\n'
+    rules, _ = inferred(tmp_path, train, toml=toml)
+    assert (rules.text, rules.label) == (("group",), ("label",))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -77,6 +78,16 @@ def train(competition: Path, model: Path, out: Path, *more: str, keep: bool = Tr
 def copy_of(folder: Path, place: Path) -> Path:
     """Return a copy under another path."""
     return Path(shutil.copytree(folder, place))
+
+
+def made_on(run: Path, device: str, precision: str) -> None:
+    """Write down that the cells were computed on this device, in this precision."""
+    for path in run.glob("cells/*/metrics.json"):
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(numbers | {"device": device}), encoding="utf-8")
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config["arm"]["training"]["precision"] = precision
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from competition_kit.harness.stored_run import StoredRun, open_stored_run
 from competition_kit.results.metrics import to_probabilities
 from competition_kit.results.submission import make_submission
 
-from .stored import copy_of, train, write_competition
+from .stored import copy_of, made_on, train, write_competition
 
 Load = Callable[[str], tuple[StoredRun, Competition]]
 CASES = {  # kind of encoder, its competition, flags
@@ -293,27 +293,26 @@ def test_infer_takes_what_a_kernel_may_hold(
         path.write_text(content, encoding="utf-8")
         with pytest.raises(SystemExit, match=said):
             infer.main(arguments, tmp_path / "bundle")
+    path.write_bytes("id\ttext\n1\t好\n".encode("gb18030"))
+    for encoding in ("utf-8", "utf-9"):  # a wrong one, and one that there is not
+        with pytest.raises(SystemExit, match=r"hidden\.tsv: does not read .* --encoding gb18030"):
+            infer.main([*arguments, "--encoding", encoding], tmp_path / "bundle")
     path.unlink()
     with pytest.raises(SystemExit, match=r"hidden\.tsv: no such file"):
         infer.main(arguments, tmp_path / "bundle")
 
 
-def made_on(run: StoredRun, device: str, place: Path) -> StoredRun:
+def copy_made_on(run: StoredRun, device: str, place: Path) -> StoredRun:
     """Return a copy of a run whose cells say that they were computed on this device, in bf16."""
     folder = copy_of(run.folder.path, place)
-    for path in folder.glob("cells/*/metrics.json"):
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(numbers | {"device": device}), encoding="utf-8")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["arm"]["training"]["precision"] = "bf16"
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    made_on(folder, device, "bf16")
     return open_stored_run(folder)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_run_of_a_gpu_is_exported_where_there_is_none(load: Load, tmp_path: Path) -> None:
     run, competition = load("label")
-    run = made_on(run, "NVIDIA H100 80GB HBM3", tmp_path / "run")
+    run = copy_made_on(run, "NVIDIA H100 80GB HBM3", tmp_path / "run")
     outcome = export_bundle(run, competition, tmp_path / "bundle")
     assert outcome.difference < 1e-6, "the CPU computes in fp32"
     assert outcome.allowed == 0.1
@@ -334,8 +333,9 @@ def test_the_self_test_of_a_run_of_the_cpu_stays_there(
         raise KitError("enough")
 
     monkeypatch.setattr(bundle, "_run_guarded", run_nothing)
+    run = copy_made_on(run, device, tmp_path / "run")
     with pytest.raises(KitError, match="enough"):
-        export_bundle(made_on(run, device, tmp_path / "run"), competition, tmp_path / "bundle")
+        export_bundle(run, competition, tmp_path / "bundle")
     assert (asked[0][-2:] == ["--device", "cpu"]) is said
 
 

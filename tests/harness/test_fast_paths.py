@@ -17,6 +17,7 @@ from competition_kit.data.competition import load_competition
 from competition_kit.harness.cells import CellJob, CellResult
 from competition_kit.harness.plan import make_plan
 from competition_kit.model_source import find_model
+from competition_kit.training.fit import TrainingError
 from competition_kit.training.recipe import Recipe
 
 
@@ -104,6 +105,21 @@ def test_a_deterministic_cell_uses_only_such_kernels_and_leaves_others_free(
     for wanted in (True, False):
         with pytest.raises(RuntimeError, match=f"deterministic: {wanted}"):
             train_cell_module.train_cell(dataclasses.replace(job, deterministic=wanted))
+
+
+def test_a_kernel_that_is_not_deterministic_is_named(
+    job: CellJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit_fold(*arguments: object, **named: object) -> None:
+        torch.zeros(4).put_(torch.tensor([0]), torch.ones(1))
+        raise ValueError("so far only without the flag")
+
+    monkeypatch.setattr(train_cell_module, "fit_fold", fit_fold)
+
+    with pytest.raises(TrainingError, match=r"--deterministic: put_ .*: leave the flag out"):
+        train_cell_module.train_cell(dataclasses.replace(job, deterministic=True))
+    with pytest.raises(ValueError, match="so far"):
+        train_cell_module.train_cell(job)
 
 
 def test_the_flags_reach_the_cells(

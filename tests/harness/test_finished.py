@@ -99,6 +99,14 @@ def test_an_ensemble_has_no_cells(make: Make) -> None:
     assert "its results are missing" in refused(folder)
 
 
+@pytest.mark.parametrize("cells", [None, [{}], [{"seed": 0}], [None], 3])
+def test_results_whose_cells_someone_edited(make: Make, cells: Any) -> None:
+    folder = make()
+    write_json(folder.metrics, {"cells": cells})
+    assert finished_run(folder.path).path == folder.path, "the scores are still there"
+    assert refused(folder, cells=True).startswith("metrics.json: its cells lack something")
+
+
 def test_what_is_no_run(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         assert refused(RunFolder(path)).startswith("is no finished run (no config.json); give a")

@@ -15,11 +15,12 @@ import torch
 from competition_kit.data.competition import read_rows
 from competition_kit.errors import InputError
 from competition_kit.files import write_csv
-from competition_kit.harness.prediction import predict_rows, prediction_table
+from competition_kit.harness.prediction import predict_rows
 from competition_kit.harness.stored_run import open_stored_run
+from competition_kit.results.oof import prediction_table
 from competition_kit.training.model import build_classifier, build_untrained
 
-from .stored import copy_of, no_network, train, write_competition
+from .stored import copy_of, made_on, no_network, train, write_competition
 
 CASES = {  # kind of encoder, its competition, flags
     "attention and mixout": ("bert", {}, ["--pooling", "attention", "--tricks", "mixout"]),
@@ -197,6 +198,9 @@ def test_folders_that_are_no_finished_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_config_that_lacks_something(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (run / "config.json").write_text(json.dumps(config | {"rules": None}), encoding="utf-8")
+    assert "config.json or metrics.json lacks something" in refused(run)
     (run / "config.json").write_text('{"arm": {}}', encoding="utf-8")
     assert "lacks something (KeyError('rules'))" in refused(run)
     (run / "metrics.json").write_text("{}", encoding="utf-8")
@@ -244,16 +248,6 @@ def test_a_device_that_is_not_there(device: str, made: Callable[[str], Path]) ->
 
 
 # -- on another device ----------------------------------------------------------------------------
-
-
-def made_on(run: Path, device: str, precision: str) -> None:
-    """Write down that the cells were computed on this device, in this precision."""
-    for path in run.glob("cells/*/metrics.json"):
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(numbers | {"device": device}), encoding="utf-8")
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    config["arm"]["training"]["precision"] = precision
-    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def test_a_run_of_a_gpu_predicts_on_a_machine_without_one_and_says_so(

@@ -123,8 +123,14 @@ def test_no_rule_changes_the_order_of_rows() -> None:
     assert suitable_rule(METRICS["roc_auc"], False) is None
 
 
+def mean_f1(targets: np.ndarray, decisions: np.ndarray, *_: object) -> float:
+    """Return the mean F1 of labels [n, C]: a metric that the kit does not know, but a quick one."""
+    total = (targets + decisions).sum(axis=0)
+    return float((2 * (targets * decisions).sum(axis=0) / np.maximum(total, 1)).mean())
+
+
 def test_a_metric_of_the_users_own_gets_a_rule_for_decisions() -> None:
-    mine = Metric("mine:score", METRICS["macro_f1"].function)
+    mine = Metric("mine:score", mean_f1)
     kind = suitable_rule(mine, True)
     assert kind is not None
     assert kind.name == "thresholds"
@@ -161,15 +167,15 @@ def test_a_rule_beats_the_plain_decision_in_sample_or_is_left_out(
     metric: str, multi_label: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("competition_kit.results.decision_rules.BAGS", 2)
-    changed = set()
+    found = set()
     for seed in range(12):
         targets, probabilities = task_of(seed, 12 if seed % 2 else 25, multi_label)
         objective = Objective(METRICS[metric], targets, ABC, np.arange(len(targets)) % 5)
         rule = fitted(metric, targets, probabilities)
         plain, ruled = (objective.value(p) for p in (probabilities, rule(probabilities)))
         assert (ruled > plain) is not isinstance(rule, Unchanged)
-        changed.add(ruled > plain)
-    assert True in changed
+        found.add(type(rule))
+    assert len(found - {Unchanged}) == 1, "the other seeds gain something"
 
 
 @pytest.mark.parametrize(("metric", "multi_label"), KINDS)
@@ -212,39 +218,36 @@ def test_a_label_whose_plain_threshold_is_best_keeps_it() -> None:
 # -- known truths ------------------------------------------------------------------------------
 
 
-def test_the_best_threshold_of_uniform_calibrated_probabilities_is_found() -> None:
+def test_the_best_threshold_of_uniform_calibrated_probabilities_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """p uniform on [0, 1] and y = 1 with probability p.
 
     F1(t) = 2 E[p; p > t] / (P(p > t) + E[p]) = (1 - t^2) / (1.5 - t), best where
     t^2 - 3 t + 1 = 0: t = (3 - sqrt(5)) / 2 = 0.382, half the best F1 (Lipton et al. 2014).
     """
+    monkeypatch.setattr("competition_kit.results.decision_rules.BAGS", 4)  # of so many rows
     best = (3 - math.sqrt(5)) / 2
     generator = np.random.default_rng(0)
-    probabilities = generator.uniform(size=(40_000, 2))  # the peak is flat
+    probabilities = generator.uniform(size=(40_000, 1))  # the peak is flat
     targets = (generator.uniform(size=probabilities.shape) < probabilities).astype(int)
     rule = fitted("macro_f1", targets, probabilities)
     assert isinstance(rule, Thresholds)
-    assert rule.values == pytest.approx((best, best), abs=0.04)
-    score = f1_score(targets, decide(rule(probabilities), True), average="macro")
+    assert rule.values == pytest.approx((best,), abs=0.04)
+    score = f1_score(targets, decide(rule(probabilities), True))
     assert score == pytest.approx(2 * best, abs=0.015)
 
 
 def test_two_classes_have_the_same_best_threshold() -> None:
     """For two classes multipliers are a threshold m0 / (m0 + m1); with one F1 it is 0.382 again."""
-
-    def f1_of_b(targets: np.ndarray, decisions: np.ndarray, *_: object) -> float:
-        return f1_score(targets, decisions, zero_division=0)
-
     generator = np.random.default_rng(1)
     positive = generator.uniform(size=2000)
     targets = (generator.uniform(size=2000) < positive).astype(int)
-    metric = Metric("mine:f1", f1_of_b)
+    metric = Metric("mine:f1", mean_f1)  # of class b, the 1 among class numbers
     kind = suitable_rule(metric, False)
     assert kind is not None
     probabilities = np.stack([1 - positive, positive], axis=1)
-    with pytest.MonkeyPatch.context() as patch:  # scikit-learn's own function is slow
-        patch.setattr("competition_kit.results.decision_rules.BAGS", 4)
-        rule = kind.fit(probabilities, Objective(metric, targets, ("a", "b"), targets))
+    rule = kind.fit(probabilities, Objective(metric, targets, ("a", "b"), targets))
     first, second = rule.settings(("a", "b")).values()
     assert first / (first + second) == pytest.approx((3 - math.sqrt(5)) / 2, abs=0.06)
 

@@ -12,15 +12,10 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 
+from competition_kit.results.cross_fitting import cross_fitted, with_rule
 from competition_kit.results.decision_rules import RuleKind, Unchanged, suitable_rule
 from competition_kit.results.ensemble_outcome import blend_members, verdict_of
-from competition_kit.results.ensembling import (
-    METHODS,
-    Weighted,
-    cross_fitted,
-    likeliest_weights,
-    with_rule,
-)
+from competition_kit.results.ensembling import METHODS, Weighted, likeliest_weights
 from competition_kit.results.metrics import METRICS
 from competition_kit.results.objective import Objective
 

@@ -113,6 +113,16 @@ def test_probabilities_must_be_numbers(tmp_path: Path, cell: str) -> None:
     assert "does not hold the probabilities of the classes" in refused(toy, path)
 
 
+@pytest.mark.filterwarnings("ignore:Only one class")
+def test_a_metric_that_is_not_defined_on_the_rows_is_no_score(tmp_path: Path) -> None:
+    """The area under a curve takes rows of both classes."""
+    one_class = "id,label\n10,y\n007,y\n9,y\n8,y\n"
+    toy = load(tmp_path, 'submission = "probability"\nmetric = "roc_auc"\n', one_class)
+    write_csv(tmp_path / "submission.csv", make_submission(toy, PROBABILITIES))
+    message = refused(toy, tmp_path / "submission.csv")
+    assert message.startswith(f"{tmp_path / 'solution.csv'}: roc_auc is not defined on these rows")
+
+
 def test_columns_must_be_the_classes(tmp_path: Path) -> None:
     toy = load(tmp_path, 'submission = "probabilities"\n')
     path = tmp_path / "submission.csv"

@@ -268,6 +268,11 @@ def test_a_run_of_other_labels_is_refused(toy: Competition, tmp_path: Path) -> N
     assert f"row 5: id 'train-003' has the label {wrong!r}, train.csv says {truth[3]!r}" in message
 
 
+def test_a_run_without_its_labels_is_refused(toy: Competition, tmp_path: Path) -> None:
+    message = refused(write(tmp_path / "ours", tables(toy), config={"arm": {}}), toy)
+    assert "oof.csv, row 1: no column 'label'" in message
+
+
 # -- folds -------------------------------------------------------------------------------------
 
 

@@ -245,6 +245,12 @@ def test_a_function_that_cannot_be_imported_is_one_clear_error(module: str, name
         find_metric(name, multi_label=False)
 
 
+def test_the_file_that_names_a_function_is_said(module: str) -> None:
+    toml = Path("data/mine/competition.toml")
+    with pytest.raises(InputError, match=r"^data/mine/competition\.toml: metric 'gone:f'"):
+        find_metric("gone:f", multi_label=False, file=toml)
+
+
 def test_what_is_no_function_is_refused(module: str) -> None:
     with pytest.raises(InputError, match="is no function"):
         find_metric(f"{module}:number", multi_label=False)

@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 
 from competition_kit.data.competition import load_competition
+from competition_kit.data.folds import Folds
 from competition_kit.errors import InputError
-from competition_kit.results.oof import split_labels
+from competition_kit.files import write_csv
+from competition_kit.results.oof import oof_table
 from competition_kit.results.report import write_ablation_report
-from competition_kit.results.report.ablation_words import headline
 
 BAD = "<script>alert(1)</script>"
 TITLE = f'{BAD} & "quotes" `code` | pipe'
@@ -51,30 +52,19 @@ def make_competition(folder: Path, classes: tuple[str, ...], multi_label: bool) 
 def make_run(folder: Path, competition: Any, seeds: tuple[int, ...], skill: float) -> None:
     """Write the files of a run folder; `skill` moves the probabilities towards the truth."""
     random = np.random.default_rng(round(1000 * skill) + seeds[0])
-    classes = competition.classes
-    truth = np.eye(len(classes))[competition.targets] if not competition.multi_label else None
-    truth = competition.targets if truth is None else truth
+    count, several = len(competition.classes), competition.multi_label
+    truth = competition.targets if several else np.eye(count)[competition.targets]
     layers = []
     for seed in seeds:
-        chance = random.random((ROWS, len(classes))) + skill * truth
-        chance /= chance.max() if competition.multi_label else chance.sum(axis=1, keepdims=True)
-        layer = pd.DataFrame(chance, columns=[f"p_{name}" for name in classes])
-        sign = "|" if not any("|" in name for name in classes) else ";"
-        labels = (
-            [sign.join(np.array(classes)[row.astype(bool)]) for row in truth]
-            if competition.multi_label
-            else [classes[number] for number in competition.targets]
-        )
-        layer.insert(0, "label", labels)
-        layer.insert(0, "seed", seed)
-        layer.insert(0, "id", competition.train.ids)
-        layers.append(layer)
+        chance = random.random((ROWS, count)) + skill * truth
+        layers.append(chance / (chance.max() if several else chance.sum(axis=1, keepdims=True)))
         for fold in range(FOLDS):
             cell = folder / "cells" / f"seed{seed}-fold{fold}"
             cell.mkdir(parents=True)
             lines = [{"step": s, "loss": 1 / s + 0.1 * random.random()} for s in range(1, 21)]
             (cell / "log.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    pd.concat(layers).to_csv(folder / "oof.csv", index=False)
+    folds = Folds(np.arange(ROWS) % FOLDS, tuple("012"))
+    write_csv(folder / "oof.csv", oof_table(competition, folds, seeds, np.stack(layers)))
     arm = {
         "model": "tiny",
         "strategy": "none()",
@@ -675,57 +665,3 @@ def test_several_labels_show_f1_of_each_and_flips_of_each(tmp_path: Path) -> Non
     assert "Confusion matrix" not in html
     assert re.search(r"of 180 decisions", html)
     assert re.search(r"true <b>(joy|grief|&lt;i&gt;calm&lt;/i&gt;): (yes|no)</b>", html)
-    assert split_labels("a|b", ("a", "b")) == ["a", "b"]
-
-
-# -- the headline -----------------------------------------------------------------------------
-
-
-def arm(name: str, verdict: str | None, delta: float = 0.01, **more: Any) -> dict[str, Any]:
-    found = {"delta": delta, "low": delta - 0.005, "high": delta + 0.005}
-    return {"arm": name, "role": "arm", "verdict": verdict, **found, **more}
-
-
-def said(*arms: dict[str, Any], rivals: tuple[dict[str, Any], ...] = (), **design: Any) -> str:
-    usual = {"missing": [], "complete": True, "seeds_added_after_a_look": [], "too_small": ""}
-    content = {"arms": arms, "equal_compute": rivals, "design": {**usual, **design}}
-    content["cell_commits"] = []
-    return " ".join(headline(content))
-
-
-def test_the_headline_in_words() -> None:
-    same = "practically the same"
-    assert said() == "Nothing can be said yet: no arm has been compared."
-    assert said(arm("fgm", "no evidence"), arm("pgd", "no evidence")) == (
-        "Nothing beats the noise: none of 2 arms is better than the baseline."
-    )
-    assert said(arm("fgm", "no evidence")).startswith("fgm does not beat the noise: +0.0100 [")
-    assert said(arm("fgm", "better"), arm("pgd", "worse", -0.02)) == (
-        "1 of 2 arms beats the noise: fgm, +0.0100 [+0.0050, +0.0150]. "
-        "Worse than the baseline: pgd, −0.0200 [−0.0250, −0.0150]."
-    )
-    assert "2 of 2 arms beat the noise" in said(arm("a", "better"), arm("b", "better"))
-    assert "Practically the same as the baseline: a, +" in said(arm("a", same), arm("b", same))
-    assert "Not finished, missing are a; b." in said(missing=["a", "b"], complete=False)
-    assert "Not finished: some cells" in said(complete=False)
-
-
-def test_the_headline_counts_only_what_was_declared() -> None:
-    late = arm("pgd", "better", role="exploratory")
-    noise = arm("A/A", "worse", -0.02, role="a/a")
-    longer = arm("none, 4 epochs", "better", role="equal epochs")
-    text = said(arm("fgm", "better"), late, noise, longer, seeds_added_after_a_look=[3, 4])
-    assert "1 of 1 arms beats the noise: fgm, " in text
-    assert "Only exploratory, as tried after a first look: better, pgd, +0.0100 [" in text
-    assert "Caution: even the baseline with other seeds comes out worse, −0.0200 [" in text
-    assert "Seeds added after a first look (3 4)" in text
-
-
-def test_the_headline_holds_tricks_against_their_budget() -> None:
-    better = arm("fgm", "better", against="none, 4 epochs")
-    worse = arm("pgd", "worse", -0.02, against="none, 8 epochs")
-    assert (
-        "Against the baseline with the same budget better: fgm against none, 4 epochs, "
-        "+0.0100 [+0.0050, +0.0150]; worse: pgd against none, 8 epochs, −0.0200 ["
-    ) in said(arm("fgm", "better"), rivals=(better, worse))
-    assert "the same budget no arm is better; worse: pgd" in said(rivals=(worse,))

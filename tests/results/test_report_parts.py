@@ -164,6 +164,15 @@ def test_a_curve_is_the_mean_over_the_cells_of_its_seeds(tmp_path: Path) -> None
     assert everything is not None and len(everything.cells) == 3
 
 
+@pytest.mark.parametrize("line", ['{"step": 1, "lo', '{"step": 1}', "[1, 2]", "7"])
+def test_a_damaged_log_is_named(line: str, tmp_path: Path) -> None:
+    write_log(tmp_path, "seed0-fold0", [2.0, 1.0])
+    log = tmp_path / "cells" / "seed0-fold0" / "log.jsonl"
+    log.write_text(f"{log.read_text(encoding='utf-8')}\n{line}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"log\.jsonl: is no log of a training"):
+        read_curve(tmp_path)
+
+
 def test_a_long_log_becomes_a_short_curve(tmp_path: Path) -> None:
     write_log(tmp_path, "seed0-fold0", np.linspace(1, 0, 200).tolist())
     curve = read_curve(tmp_path)

@@ -1,6 +1,6 @@
 """The tricks a second time, as a competitor would write them: slow, obvious, in float64.
 
-Nothing here imports `competition_kit.strategies` or `competition_kit.training.step`. The two sides
+Nothing here uses `competition_kit.strategies` or `competition_kit.training.step`. The two sides
 share the model (its forward pass is not what is tested), torch's autograd, and, where noise is
 drawn, the random numbers: a reference draws `empty(B, T, H).uniform_(-1, 1)` (or `.normal_()`) once
 from a `torch.Generator` that its caller seeds like the strategy's.
@@ -16,117 +16,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from competition_kit.data.encoding import Batch
-from competition_kit.training.model import Classifier, build_classifier
+from competition_kit.training.model import Classifier
 
-Gradients = dict[str, Tensor]
+from .tools import Gradients, added, gradients, l2, true_lengths
+
 Shape = str  # "table", "example" or "token"
-
-
-# -- what both sides are run on -----------------------------------------------------------------
-
-
-def toy_classifier(
-    folder: Path, *, classes: int = 3, pooling: str = "mean", spread: float = 0.3
-) -> Classifier:
-    """Return a float64 classifier without dropout, its matrices drawn anew with more spread.
-
-    With BERT's own standard deviation of 0.02 a tiny encoder is nearly linear and nearly constant;
-    attacks would hardly change its gradient, and a wrong one could pass for a right one.
-    """
-    model = build_classifier(folder, classes, pooling=pooling, dropout=0.0)  # type: ignore[arg-type]
-    return without_dropout(respread(model.double(), spread)).train()
-
-
-def respread(model: nn.Module, spread: float) -> nn.Module:
-    """Draw every matrix anew (the padding row of the word table too)."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=spread, generator=generator)
-    return model
-
-
-def without_dropout(model: nn.Module) -> Classifier:
-    """Set every dropout probability to zero (attention reads it from the same modules)."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    assert isinstance(model, Classifier)
-    return model
-
-
-def toy_batch(
-    model: nn.Module,
-    *,
-    lengths: Sequence[int] = (9, 4, 6, 2),
-    labels: Tensor | None = None,
-    multi_label: bool = False,
-    classes: int = 3,
-    extra_padding: int = 0,
-    seed: int = 0,
-) -> Batch:
-    """Return a batch of random texts over 7 tokens, so that tokens repeat in and across texts."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    pad = embedding.padding_idx if embedding.padding_idx is not None else 0
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.full((len(lengths), max(lengths) + extra_padding), pad)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(5, 12, (length,), generator=generator)
-    if labels is None and multi_label:
-        labels = torch.randint(0, 2, (len(lengths), classes), generator=generator)
-    elif labels is None:
-        labels = torch.randint(0, classes, (len(lengths),), generator=generator)
-    return make_batch(ids, lengths, labels)
-
-
-def make_batch(ids: Tensor, lengths: Sequence[int], labels: Tensor) -> Batch:
-    """Return a batch of these ids, of which the first `lengths` of each row are no padding."""
-    mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
-    distinct, slots = ids.unique(return_inverse=True)
-    return Batch(ids, mask, None, labels, slots, len(distinct))
-
-
-def drive(losses: Generator[Tensor, None, None], weight: float = 1.0) -> list[float]:
-    """Do what `fit_fold` does with a strategy's losses; return their values."""
-    values = []
-    with closing(losses):
-        for loss in losses:
-            (loss * weight).backward()
-            values.append(loss.item())
-    return values
-
-
-def gradients(model: nn.Module) -> Gradients:
-    """Return a copy of every parameter's gradient (zeros where there is none)."""
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in model.named_parameters()
-    }
-
-
-def relative_error(got: Gradients, want: Gradients) -> float:
-    """Return the largest error of a parameter's gradient, relative to that gradient's norm.
-
-    A gradient that should vanish (a key's bias, an unused row) is held against the largest norm.
-    """
-    assert got.keys() == want.keys()
-    largest = max(float(g.norm()) for g in want.values())
-    assert largest > 0, "a test on vanishing gradients shows nothing"
-    errors = []
-    for name, right in want.items():
-        scale = float(right.norm())
-        scale = scale if scale > 1e-9 * largest else largest
-        errors.append(float((got[name] - right).norm()) / scale)
-    return max(errors)
 
 
 # -- the model as the references see it ---------------------------------------------------------
@@ -152,8 +52,11 @@ class Shifted(nn.Module):
 
 
 def loss_of(model: Classifier, batch: Batch) -> Tensor:
-    """Return the mean loss: -log p(label), or the mean binary cross-entropy over rows and labels."""
-    logits = model(batch.input_ids, batch.attention_mask, batch.type_ids)
+    return mean_loss(model(batch.input_ids, batch.attention_mask, batch.type_ids), batch)
+
+
+def mean_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the mean of -log p(label), or of the binary cross-entropy over rows and labels."""
     assert batch.labels is not None
     if batch.labels.ndim == 1:
         log_p = logits - logits.logsumexp(dim=1, keepdim=True)
@@ -163,10 +66,8 @@ def loss_of(model: Classifier, batch: Batch) -> Tensor:
     return -(y * torch.log(p) + (1 - y) * torch.log(1 - p)).mean()
 
 
-def gradients_at(
-    model: Classifier, batch: Batch, shift: Tensor | None
-) -> tuple[Gradients, Tensor, float]:
-    """Return dL/dtheta and dL/dE [B, T, H] with a constant added to the embeddings, and L.
+def gradients_at(model: Classifier, batch: Batch, shift: Tensor | None) -> tuple[Gradients, Tensor]:
+    """Return dL/dtheta, and dL/dE [B, T, H], with a constant added to the embeddings.
 
     A deep copy is changed and thrown away, so that passes share nothing.
     """
@@ -175,25 +76,12 @@ def gradients_at(
     names = dict(model.named_parameters())  # before the wrapper renames the table
     wrapped = Shifted(model.get_input_embeddings(), shift)
     model.encoder.set_input_embeddings(wrapped)  # type: ignore[operator]
-    loss = loss_of(model, batch)
-    loss.backward()
+    loss_of(model, batch).backward()
     assert wrapped.output is not None and wrapped.output.grad is not None
     found = {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in names.items()
     }
-    return found, wrapped.output.grad.clone(), loss.item()
-
-
-def added(*parts: Gradients, weight: float = 1.0) -> Gradients:
-    return {name: weight * sum(part[name] for part in parts) for name in parts[0]}  # type: ignore[misc]
-
-
-def true_lengths(batch: Batch) -> list[int]:
-    return [int(row.sum()) for row in batch.attention_mask]
-
-
-def l2(tensor: Tensor) -> float:
-    return math.sqrt(sum(float(x) ** 2 for x in tensor.flatten().tolist()))
+    return found, wrapped.output.grad.clone()
 
 
 def direction(gradient: Tensor, batch: Batch, scope: Shape, norm: str = "l2") -> Tensor:
@@ -312,9 +200,9 @@ def fgm(
     model: Classifier, batch: Batch, *, epsilon: float, scope: Shape, noise: Tensor | None = None
 ) -> Gradients:
     """FGM per text or per token; `noise` stands in both passes ("neftune+fgm")."""
-    clean, gradient, _ = gradients_at(model, batch, noise)
+    clean, gradient = gradients_at(model, batch, noise)
     shift = epsilon * direction(gradient, batch, scope)
-    attacked, _, _ = gradients_at(model, batch, shift if noise is None else noise + shift)
+    attacked, _ = gradients_at(model, batch, shift if noise is None else noise + shift)
     return added(clean, attacked)
 
 
@@ -382,13 +270,13 @@ def pgd_table(
 def pgd(
     model: Classifier, batch: Batch, *, epsilon: float, step_size: float, steps: int, scope: Shape
 ) -> Gradients:
-    clean, gradient, _ = gradients_at(model, batch, None)
+    clean, gradient = gradients_at(model, batch, None)
     shift = torch.zeros_like(gradient)
     last = clean
     for _ in range(steps):
         shift = shift + step_size * direction(gradient, batch, scope)
         shift = inside_ball(shift, epsilon, batch, scope)
-        last, gradient, _ = gradients_at(model, batch, shift)
+        last, gradient = gradients_at(model, batch, shift)
     return added(clean, last)
 
 
@@ -418,7 +306,7 @@ def freelb(
     path = []
     count = steps + 1 if passes == "steps+1" else steps
     for _ in range(count):
-        found, gradient, _ = gradients_at(model, batch, shift)
+        found, gradient = gradients_at(model, batch, shift)
         path.append(found)
         shift = shift + step_size * direction(gradient, batch, "example", norm)
         if max_norm > 0 and norm == "l2":

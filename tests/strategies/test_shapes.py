@@ -13,9 +13,9 @@ from torch import Tensor
 from competition_kit.data.encoding import Batch
 from competition_kit.training.model import Classifier
 
-from . import test_regularisers as regularisers
-from .reference import relative_error, toy_batch, toy_classifier
-from .test_reference import AGAINST_REFERENCE, trained_gradients
+from . import reference_regularisers as regularisers
+from .test_reference import AGAINST_REFERENCE
+from .tools import KINDS, relative_error, toy_batch, toy_classifier, trained
 
 REGULARISERS: dict[str, Callable[[Classifier, Batch], Tensor]] = {
     "vat(alpha=1.5, epsilon=0.7, xi=0.1, steps=1)": lambda m, b: regularisers.reference_vat(
@@ -30,7 +30,7 @@ for _form, _settings in regularisers.SMOOTH.items():
 EXACT = 1e-9  # of drawn batches some have gradients that nearly cancel
 
 
-@pytest.fixture(scope="module", params=["bert", "roberta"])
+@pytest.fixture(scope="module", params=KINDS)
 def model(request: pytest.FixtureRequest, model_folder: Callable[[str], Path]) -> Classifier:
     return toy_classifier(model_folder(request.param))
 
@@ -59,7 +59,7 @@ def test_gradients_equal_the_reference_for_every_shape(
     batch = toy_batch(
         model, lengths=lengths, extra_padding=extra_padding, seed=seed, multi_label=multi_label
     )
-    got = trained_gradients(strategy, model, batch)
+    got = trained(strategy, model, batch)
     assert relative_error(got, by_hand(model, batch)) <= EXACT
 
 
@@ -74,6 +74,6 @@ def test_regularisers_equal_their_references_for_every_shape(
     model: Classifier, spec: str, lengths: list[int], extra_padding: int, seed: int
 ) -> None:
     batch = toy_batch(model, lengths=lengths, extra_padding=extra_padding, seed=seed)
-    got = regularisers.trained(spec, model, batch)
+    got = trained(spec, model, batch)
     want = regularisers.weight_gradients(model, REGULARISERS[spec](model, batch))
     assert relative_error(got, want) <= EXACT

@@ -26,34 +26,20 @@ from competition_kit.training.model import Classifier, build_classifier
 from competition_kit.training.objectives import CrossEntropy, Once
 from competition_kit.training.step import Step
 
-from .test_regularisers import (
+from .reference_regularisers import loss_at, reference_fgm, weight_gradients
+from .tools import (
     EXACT,
     Gradients,
     drive,
     fit,
-    gradients_of,
     identical,
-    loss_at,
-    make_batch,
-    reference_fgm,
+    padded_batch,
     relative_error,
     step_of,
-    toy,
     trained,
-    weight_gradients,
 )
 
 NOW: dict[str, Any] = {"start_epoch": 0.0}
-
-
-@pytest.fixture(params=["bert", "roberta"])
-def model(request: pytest.FixtureRequest, model_folder: Callable[[str], Path]) -> Classifier:
-    return toy(model_folder(request.param))
-
-
-@pytest.fixture
-def bert(model_folder: Callable[[str], Path]) -> Classifier:
-    return toy(model_folder("bert"))
 
 
 # -- the second implementation ------------------------------------------------------------------
@@ -140,7 +126,7 @@ def offsets_of(strategy: Strategy, model: Classifier, batch: Batch, **settings: 
 @pytest.mark.parametrize("kind", ["layer", "kaggle"])
 def test_awp_gradient(kind: str, which: str, model: Classifier) -> None:
     """The gradient at w + v; the clean gradient has no part in it."""
-    batch = make_batch(model)
+    batch = padded_batch(model)
     settings = {"gamma": 0.1, "step_size": 0.5, "epsilon": 0.2}
     clean = clean_gradients(model, batch)
     other = moved_copy(model, awp_offsets(model, clean, kind, which, **settings))
@@ -152,7 +138,7 @@ def test_awp_gradient(kind: str, which: str, model: Classifier) -> None:
 
 def test_awp_momentum_moves_along_the_running_mean_before_the_forward(model: Classifier) -> None:
     """Weights without a mean yet stay; no pass is spent on a direction."""
-    batch = make_batch(model)
+    batch = padded_batch(model)
     generator = torch.Generator().manual_seed(2)
     means = {
         name: torch.randn(p.shape, dtype=p.dtype, generator=generator)
@@ -170,7 +156,7 @@ def test_awp_momentum_moves_along_the_running_mean_before_the_forward(model: Cla
 
 
 def test_awp_layer_moves_each_tensor_by_gamma_of_its_norm(model: Classifier) -> None:
-    batch = make_batch(model)
+    batch = padded_batch(model)
     offsets = offsets_of(AWP(gamma=0.1, **NOW), model, batch)
     clean = clean_gradients(model, batch)
     for name, weight in model.named_parameters():
@@ -181,7 +167,7 @@ def test_awp_layer_moves_each_tensor_by_gamma_of_its_norm(model: Classifier) -> 
 
 def test_awp_kaggle_stays_inside_both_bounds_and_reaches_them(bert: Classifier) -> None:
     """T21: |v| <= epsilon |w| elementwise; before clamping ||v|| <= step_size (||w|| + 1e-6)."""
-    batch = make_batch(bert)
+    batch = padded_batch(bert)
     weights = {name: p.detach() for name, p in bert.named_parameters()}
     tight = offsets_of(AWP(kind="kaggle", step_size=1.0, epsilon=0.01, **NOW), bert, batch)
     loose = offsets_of(AWP(kind="kaggle", step_size=0.01, epsilon=1e6, **NOW), bert, batch)
@@ -202,7 +188,7 @@ def test_awp_kaggle_stays_inside_both_bounds_and_reaches_them(bert: Classifier) 
 def test_awp_moves_the_chosen_weights_and_no_other(
     which: str, kind: str, model: Classifier
 ) -> None:
-    batch = make_batch(model)
+    batch = padded_batch(model)
     offsets = offsets_of(AWP(kind=kind, weights=which, **NOW), model, batch)  # type: ignore[arg-type]
     clean = clean_gradients(model, batch)
     names = {name for name, offset in offsets.items() if offset.any()}
@@ -217,7 +203,7 @@ def test_awp_moves_the_chosen_weights_and_no_other(
 def test_before_its_start_epoch_the_inner_strategy_trains_alone(
     name: str, bert: Classifier
 ) -> None:
-    batch = make_batch(bert)
+    batch = padded_batch(bert)
     strategy = parse_spec(f"{name}(start_epoch=1.5)+fgm", STRATEGIES)
     inner = trained("fgm", bert, batch)
     assert identical(trained(strategy, bert, batch, epoch=1.49), inner)
@@ -236,7 +222,7 @@ def test_a_start_epoch_that_never_comes_is_an_error(model_folder: Callable[[str]
 @pytest.mark.parametrize("which", ["linear", "matrices", "all"])
 @pytest.mark.parametrize("eta", [None, 0.01, 0.3])
 def test_sam_gradient(eta: float | None, which: str, model: Classifier) -> None:
-    batch = make_batch(model)
+    batch = padded_batch(model)
     clean = clean_gradients(model, batch)
     offsets = sam_offsets(model, clean, which, 0.6, eta)
     strategy = (
@@ -251,7 +237,7 @@ def test_sam_gradient(eta: float | None, which: str, model: Classifier) -> None:
 
 def test_sam_moves_all_weights_together_by_rho(model: Classifier) -> None:
     """T22: ||e|| = rho for SAM, ||e / T|| = rho for ASAM with T = |w| + eta."""
-    batch = make_batch(model)
+    batch = padded_batch(model)
     assert together(offsets_of(SAM(rho=0.3), model, batch)) == pytest.approx(0.3, rel=1e-9)
     scaled = {
         name: offset / (dict(model.named_parameters())[name].detach().abs() + 0.01)
@@ -284,7 +270,7 @@ def test_sam_on_a_quadratic_has_its_closed_form() -> None:
     def loss(step: Step, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         return 0.5 * model.w @ matrix @ model.w, model.w
 
-    batch = make_batch(model)
+    batch = padded_batch(model)
     slope = matrix @ start
     drive(SAM(rho=0.4)(step_of(model, batch, loss)))
     torch.testing.assert_close(model.w.grad, matrix @ (start + 0.4 * slope / slope.norm()))
@@ -300,7 +286,7 @@ def test_asam_does_not_see_how_a_layer_is_scaled() -> None:
     """With eta 0, L(w) and L(c w') at w' = w / c give c times the gradient: same loss at w + e."""
     start = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     scale = torch.tensor([10.0, 0.1, 3.0], dtype=torch.float64)
-    batch = make_batch(Quadratic(start))
+    batch = padded_batch(Quadratic(start))
 
     def loss_after_the_climb(strategy: Strategy, factor: Tensor) -> float:
         model = Quadratic(start / factor)
@@ -337,7 +323,7 @@ def offsets_by_hand(spec: str, model: Classifier, clean: Gradients) -> Gradients
 @pytest.mark.parametrize("spec", WRAPPERS)
 def test_the_inner_attack_climbs_at_the_moved_weights(spec: str, model: Classifier) -> None:
     """awp+fgm: the direction of the weights is clean, that of the shift is at w + v."""
-    batch = make_batch(model)
+    batch = padded_batch(model)
     offsets = offsets_by_hand(spec, model, clean_gradients(model, batch))
     other = moved_copy(model, offsets)
     shift = reference_fgm(other, batch, 0.6, "example")
@@ -348,7 +334,7 @@ def test_the_inner_attack_climbs_at_the_moved_weights(spec: str, model: Classifi
 
 @pytest.mark.parametrize("spec", WRAPPERS)
 def test_the_relative_length_of_the_move_is_noted(spec: str, bert: Classifier) -> None:
-    batch = make_batch(bert)
+    batch = padded_batch(bert)
     offsets = offsets_by_hand(spec, bert, clean_gradients(bert, batch))
     weights = {name: p.detach() for name, p in bert.named_parameters() if name in offsets}
     step = step_of(bert, batch)
@@ -368,7 +354,7 @@ def test_weights_are_back_bit_for_bit_on_every_exit(
 ) -> None:
     """After a whole step, an exception in any pass, one thrown at a yield, and an early close."""
     strategy = parse_spec(f"{spec}+{inner}", STRATEGIES)
-    batch = make_batch(bert)
+    batch = padded_batch(bert)
     before = {name: p.detach().clone() for name, p in bert.named_parameters()}
     pointers = [p.data_ptr() for p in bert.parameters()]
 
@@ -422,28 +408,15 @@ def test_without_strength_the_inner_strategy_is_left_bit_for_bit(
     spec: str, bert: Classifier
 ) -> None:
     """T29: for w + 0 is w, and the extra pass fills no gradient."""
-    batch = make_batch(bert)
+    batch = padded_batch(bert)
     assert parse_spec(spec, STRATEGIES).strength == 0
     for inner in ("none", "fgm", "freelb"):
         got = trained(f"{spec}+{inner}", bert, batch)
         assert identical(got, trained(inner, bert, batch))
 
 
-@pytest.mark.parametrize("spec", WRAPPERS)
-def test_the_direction_does_not_depend_on_earlier_gradients(spec: str, bert: Classifier) -> None:
-    """T27: none is read from `.grad`, and none is cleared there."""
-    batch = make_batch(bert)
-    want = trained(spec, bert, batch)
-    bert.zero_grad()
-    for weight in bert.parameters():
-        weight.grad = torch.full_like(weight, 3.0)
-    drive(parse_spec(spec, STRATEGIES)(step_of(bert, batch)))
-    got = {name: gradient - 3.0 for name, gradient in gradients_of(bert).items()}
-    assert relative_error(got, want) <= 1e-9
-
-
 def test_frozen_weights_are_not_moved(bert: Classifier) -> None:
-    batch = make_batch(bert)
+    batch = padded_batch(bert)
     for weight in bert.encoder.embeddings.parameters():  # type: ignore[union-attr]
         weight.requires_grad = False
     for strategy in (AWP(weights="all", **NOW), SAM(), ASAM()):
@@ -455,7 +428,7 @@ def test_frozen_weights_are_not_moved(bert: Classifier) -> None:
 
 def test_awp_around_fgm_is_not_fgm_around_nothing(bert: Classifier) -> None:
     """The three ways to combine differ, so none of them can stand for another."""
-    batch = make_batch(bert)
+    batch = padded_batch(bert)
     both = trained(AWP(gamma=0.1, inner=FGM(), **NOW), bert, batch)
     for other in (AWP(gamma=0.1, **NOW), FGM()):
         assert relative_error(both, trained(other, bert, batch)) > 1e-3

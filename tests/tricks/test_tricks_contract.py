@@ -9,7 +9,6 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -432,21 +431,3 @@ def test_the_labels_of_the_scored_fold_are_never_used(train: Callable[..., CellR
     assert same(train(tricks, labels=labels), train(tricks, labels=other))
     trained_on = np.where(np.arange(ROWS) == 1, 2, labels)
     assert not same(train(tricks, labels=labels), train(tricks, labels=trained_on))
-
-
-def test_an_arm_says_all_its_tricks(train: Callable[..., CellResult]) -> None:
-    """The hash of an arm is of the whole list: another number is another arm."""
-    arm = Arm(
-        model="m",
-        model_hash="h",
-        strategy="none",
-        tricks=format_tricks(parse_tricks("ema")),
-        pooling="mean",
-        dropout=0.1,
-        max_length=8,
-        training={},
-        data_hash="d",
-        fold_hash="f",
-    )
-    other = Arm(**{**asdict(arm), "tricks": format_tricks(parse_tricks("ema(decay=0.98)"))})
-    assert arm.hash != other.hash

@@ -23,7 +23,12 @@ from competition_kit.results.report.across import (
     write_overview_report,
 )
 from competition_kit.results.report.curves import Curve, read_curve
-from competition_kit.results.report.page import markdown_table, render_html, render_markdown
+from competition_kit.results.report.page import (
+    markdown_table,
+    render_html,
+    render_markdown,
+    write_both,
+)
 from competition_kit.results.report.plots import (
     MOST_CLASSES,
     confusion_plot,
@@ -100,11 +105,7 @@ def write_ablation_report(folder: Path, *, examples: bool = True) -> tuple[Path,
         class_f1=_class_f1([first, *members] if first else members),
         across_table=across_table(across) if across else "",
     )
-    html, markdown = folder / "report.html", folder / "report.md"
-    for path, written in ((html, page), (markdown, text)):
-        with atomic_write(path) as file:
-            file.write(written)
-    return html, markdown
+    return write_both(folder, page, text)
 
 
 @dataclass(frozen=True)

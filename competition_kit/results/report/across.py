@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from competition_kit.files import atomic_write
 from competition_kit.results.report.ablation_file import NOISE
 from competition_kit.results.report.ablation_plots import forest_plot
 from competition_kit.results.report.ablation_words import headline
-from competition_kit.results.report.page import markdown_table, render_html, render_markdown
+from competition_kit.results.report.page import (
+    markdown_table,
+    render_html,
+    render_markdown,
+    write_both,
+)
 from competition_kit.results.report.wording import NOTHING, delta
 from competition_kit.results.tables import score_text
 
@@ -32,11 +36,7 @@ def write_overview_report(folder: Path, content: dict[str, Any]) -> tuple[Path, 
     shared = {"overview": content, "across": across, "found": found}
     page = render_html("overview.html.j2", **shared, across_rows=across_rows(across))
     text = render_markdown("overview.md.j2", **shared, across_table=across_table(across))
-    html, markdown = folder / "report.html", folder / "report.md"
-    for path, written in ((html, page), (markdown, text)):
-        with atomic_write(path) as file:
-            file.write(written)
-    return html, markdown
+    return write_both(folder, page, text)
 
 
 def across_rows(across: dict[str, Any]) -> list[dict[str, Any]]:

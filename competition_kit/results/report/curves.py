@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from competition_kit.errors import InputError
+
 __all__ = ["Curve", "read_curve"]
 
 POINTS = 40  # of a curve, at most: means over what lies between show more than every step
@@ -29,15 +31,14 @@ class Curve:
 
 
 def read_curve(run: Path, seeds: Iterable[int] | None = None) -> Curve | None:
-    """Read the logs of a run folder's cells, of these seeds; None where there is none."""
+    """Read the logs of a run folder's cells, of these seeds; None where there is none.
+
+    Raises:
+        InputError: if a log is damaged.
+    """
     patterns = ["*"] if seeds is None else [f"seed{seed}-fold*" for seed in seeds]
     logs = [log for name in patterns for log in sorted(run.glob(f"cells/{name}/log.jsonl"))]
-    read = [[json.loads(x) for x in log.read_text(encoding="utf-8").splitlines()] for log in logs]
-    cells = [
-        (np.array([x["step"] for x in lines]), np.array([x["loss"] for x in lines]))
-        for lines in read
-        if lines
-    ]
+    cells = [cell for log in logs if len((cell := _read_log(log))[0])]
     if not cells:
         return None
     last = max(steps[-1] for steps, _ in cells)
@@ -47,6 +48,19 @@ def read_curve(run: Path, seeds: Iterable[int] | None = None) -> Curve | None:
     filled = ~np.isnan(means).all(axis=0)
     middles = (edges[:-1] + edges[1:]) / 2
     return Curve(middles[filled], np.nanmean(means[:, filled], axis=0), means[:, filled])
+
+
+def _read_log(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and losses of a cell."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return np.array([x["step"] for x in lines]), np.array([x["loss"] for x in lines])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"is no log of a training ({type(error).__name__}: {error})",
+            file=path,
+            remedy="remove the file and write the report again, without its curve",
+        ) from error
 
 
 def _binned(steps: np.ndarray, losses: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -19,8 +19,6 @@ from competition_kit.results.report.page import render_html
 
 __all__ = ["write_ensemble_report"]
 
-LEVEL = 0.95
-
 
 def write_ensemble_report(folder: RunFolder) -> Path:
     """Write `report.html` into an ensemble's folder; return its path.
@@ -64,7 +62,7 @@ def _plots(metrics: dict[str, Any]) -> dict[str, str | None]:
         if method["name"] != "mean"
     ]
     return {
-        "methods": forest_plot("methods", compared, None, LEVEL),
+        "methods": forest_plot("methods", compared, None, compared[0]["level"]),
         "correlation": correlation_plot("correlation", names, metrics["error_correlation"])
         if len(members) <= MOST_MEMBERS
         else None,

@@ -7,12 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from competition_kit.files import atomic_write
 from competition_kit.results.tables import duration, score_text
 
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["escape_markdown", "fenced", "markdown_table", "render_html", "render_markdown"]
+__all__ = [
+    "escape_markdown",
+    "fenced",
+    "markdown_table",
+    "render_html",
+    "render_markdown",
+    "write_both",
+]
 
 
 def render_html(template: str, **content: Any) -> str:
@@ -31,6 +39,15 @@ def render_markdown(template: str, **content: Any) -> str:
         ModuleNotFoundError: without Jinja2.
     """
     return _environment(finalize=escape_markdown).get_template(template).render(content)
+
+
+def write_both(folder: Path, page: str, text: str) -> tuple[Path, Path]:
+    """Write `report.html` and `report.md` into a folder; return their paths."""
+    html, markdown = folder / "report.html", folder / "report.md"
+    for path, written in ((html, page), (markdown, text)):
+        with atomic_write(path) as file:
+            file.write(written)
+    return html, markdown
 
 
 class _Verbatim(str):

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from competition_kit.data.tables import read_table
-from competition_kit.errors import InputError
 from competition_kit.results.metrics import decide, to_probabilities
-from competition_kit.results.oof import split_labels
+from competition_kit.results.oof import read_oof, targets_of
 
 __all__ = [
     "Flip",
@@ -64,12 +62,8 @@ def read_predictions(
     path = run / "oof.csv"
     if not path.is_file():
         return None
-    table = read_table(path)
+    table = read_oof(path, classes)
     columns = [f"p_{name}" for name in classes]
-    if missing := {"id", "seed", "label", *columns} - set(table.columns):
-        raise InputError(
-            f"no column {min(missing)!r}", file=path, remedy="run the command that made it again"
-        )
     rows = table[table["seed"] == table["seed"].iloc[0]]
     layers = []
     for seed in seeds:
@@ -80,7 +74,7 @@ def read_predictions(
             layers.append(layer)
         else:
             return None
-    targets = _targets(rows["label"].tolist(), classes, multi_label)
+    targets = targets_of(rows["label"], classes, multi_label)
     return Predictions(tuple(rows["id"]), tuple(classes), targets, np.stack(layers))
 
 
@@ -93,16 +87,6 @@ def _from_cells(
         with np.load(path, allow_pickle=False) as arrays:
             layer[arrays["valid_rows"]] = to_probabilities(arrays["valid_logits"], multi_label)
     return None if np.isnan(layer).any() else layer
-
-
-def _targets(labels: list[str], classes: Sequence[str], multi_label: bool) -> np.ndarray:
-    numbers = {name: number for number, name in enumerate(classes)}
-    if not multi_label:
-        return np.array([numbers[label] for label in labels])
-    targets = np.zeros((len(labels), len(classes)), dtype=np.int64)
-    for row, cell in enumerate(labels):
-        targets[row, [numbers[name] for name in split_labels(cell, classes)]] = 1
-    return targets
 
 
 def class_scores(predictions: Predictions) -> list[dict[str, Any]]:

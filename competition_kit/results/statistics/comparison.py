@@ -161,7 +161,7 @@ class _Cells:
         counts = there.sum(axis=0)[kept]
         filled = np.where(there, cells, 0.0)
         means = filled.sum(axis=0)[kept] / counts
-        residuals = np.where(there, cells, 0.0)[:, kept] - np.where(there[:, kept], means, 0.0)
+        residuals = filled[:, kept] - np.where(there[:, kept], means, 0.0)
         degrees = int((counts - 1).sum())
         lost = cells.size - int(there.sum())
         return cls(
