@@ -19,111 +19,38 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
-import numpy as np
 import torch
-from scipy import stats
 from tqdm import tqdm
 
 from benchmarks import checks
 from benchmarks.checks import Check
-from benchmarks.environment import environment, publish, result_path
-from benchmarks.toy_ablations import Ablation, Setting, draw
-from competition_kit.results.statistics import (
-    Comparison,
-    RowVariance,
-    compare,
-    holm,
-    verdict,
+from benchmarks.coverage import (
+    FALLBACK,
+    LEVEL,
+    OURS,
+    REFERENCE,
+    SCENARIOS,
+    measure,
+    power,
 )
+from benchmarks.environment import environment, publish, result_path
+from competition_kit.commands.flags import count
+from competition_kit.files import atomic_write
 from competition_kit.results.tables import text_table
 
-__all__ = ["METHODS", "SCENARIOS", "main", "measure", "power"]
+__all__ = ["main"]
 
-LEVEL = 0.95
 COVERAGE, ERRORS = 0.94, 0.05  # what is promised
-
-SEEDS = Setting(rows=600, shared=1.0, luck=0.3, ridge=120.0)
-DATA = Setting(rows=600, shared=0.0, luck=0.02, ridge=20.0)
-MIXED = Setting(rows=600, shared=0.5, luck=0.3, ridge=120.0)
-
-SCENARIOS = {
-    "seeds": SEEDS,
-    "data": DATA,
-    "mixed": MIXED,
-    "seeds, 2 seeds": replace(SEEDS, seeds=2),
-    "seeds, 5 seeds": replace(SEEDS, seeds=5),
-    "data, 1 seed": replace(DATA, seeds=1),
-    "data, weak models": replace(DATA, rows=300, copy_noise=4.0, ridge=1.0),
-    "data, few rows differ": Setting(
-        rows=150, shared=0.9, copy_noise=0.5, label_noise=0.3, luck=0.02
-    ),
-    "data, squared error": Setting(rows=120, features=60, ridge=1.0, score="squared error"),
-    "mixed, 2 seeds": replace(MIXED, seeds=2),
-    "mixed, 5 seeds": replace(MIXED, seeds=5),
-    "mixed, 3 folds": replace(MIXED, folds=3),
-    "mixed, 10 folds": replace(MIXED, folds=10),
-    "mixed, groups of 5 rows": replace(MIXED, rows=300, group=5, arms=2),
-    "mixed, macro F1": replace(MIXED, rows=300, score="macro F1", arms=2),
-    "data, folds by source": replace(DATA, sources=0.2),
-    "mixed, folds by source": replace(MIXED, sources=0.3),
-    "one start for all folds": replace(SEEDS, luck=0.6, one_start=True),
-}
+ABLATIONS = 2000
 MAIN = ("seeds", "data", "mixed")
-# what the kit's rows do not bear, to show what it would cost: seeds that are the same in all folds
-# (it derives them anew), and folds that are sources (where it does not ask rows)
-BROKEN = ("data, folds by source", "mixed, folds by source", "one start for all folds")
 GAINS: dict[str, tuple[float, ...]] = {
     "seeds": (0.05, 0.1, 0.2, 0.3, 0.4, 0.6),
     "data": (0.1, 0.2, 0.35, 0.5, 0.65, 0.8),
     "mixed": (0.1, 0.2, 0.3, 0.4, 0.5, 0.65),
-}
-
-Method = Callable[[np.ndarray, float, RowVariance | None], Comparison]
-
-
-def _by(name: Any) -> Method:
-    return lambda cells, share, rows: compare(cells, test_share=share, level=LEVEL, method=name)
-
-
-def _with_rows(cells: np.ndarray, share: float, rows: RowVariance | None) -> Comparison:
-    return compare(cells, test_share=share, level=LEVEL, row_variance=rows)
-
-
-def _moments(cells: np.ndarray, share: float, rows: RowVariance | None) -> Comparison:
-    """Tell seeds and data apart by the folds' means alone; what rows have to be better than."""
-    base = compare(cells, test_share=share, level=LEVEL, method="folds")
-    seeds, folds = cells.shape
-    if seeds == 1 or base.delta is None:
-        return base
-    within = cells.var(axis=0, ddof=1).mean()
-    between = max(0.0, cells.mean(axis=0).var(ddof=1) - within / seeds)
-    data, seed = between * (1 / folds + share), within / (seeds * folds)
-    if data + seed == 0:
-        return base
-    degrees = (data + seed) ** 2 / (data**2 / (folds - 1) + seed**2 / (folds * (seeds - 1)))
-    error = np.sqrt(data + seed)
-    reach = error * stats.t.ppf((1 + LEVEL) / 2, degrees)
-    return replace(
-        base,
-        low=base.delta - reach,
-        high=base.delta + reach,
-        p_value=2 * stats.t.sf(abs(base.delta) / error, degrees),
-    )
-
-
-OURS, FALLBACK, REFERENCE = "components, rows (kit)", "corrected t, folds (kit)", "corrected t"
-METHODS: dict[str, Method] = {
-    "paired t": _by("paired"),
-    REFERENCE: _by("corrected"),
-    "components, no rows": _moments,
-    FALLBACK: _by("folds"),
-    OURS: _with_rows,
 }
 
 # what the power figure shows, and how
@@ -133,135 +60,6 @@ STYLES: dict[str, dict[str, Any]] = {
     FALLBACK: {"color": "#2a7ab0", "marker": "^"},
     OURS: {"color": "#c2410c", "marker": "o", "linewidth": 2.2},
 }
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one method said about n ablations of A arms, all [n, A].
-
-    Attributes:
-        inside: the interval holds the true delta, or there is none.
-        width: of the interval; NaN where there is none.
-        raw, adjusted: a verdict of better or worse, by its own p-value and after Holm.
-    """
-
-    inside: np.ndarray
-    width: np.ndarray
-    raw: np.ndarray
-    adjusted: np.ndarray
-
-
-def _answer(found: Sequence[Ablation], truth: np.ndarray, method: Method) -> Answers:
-    rows = []
-    for ablation in found:
-        share = 1 / (ablation.differences.shape[2] - 1)
-        family = [
-            method(cells, share, variance)
-            for cells, variance in zip(ablation.differences, ablation.row_variances, strict=True)
-        ]
-        adjusted = holm([one.p_value for one in family])
-        rows.append(
-            [
-                (
-                    one.low is None or one.high is None or one.low <= true <= one.high,
-                    np.nan if one.low is None or one.high is None else one.high - one.low,
-                    _says(one, one.p_value),
-                    _says(one, float(p_value)),
-                )
-                for one, p_value, true in zip(family, adjusted, truth, strict=True)
-            ]
-        )
-    inside, width, raw, after = np.moveaxis(np.array(rows, dtype=float), -1, 0)
-    return Answers(inside, width, raw, after)
-
-
-def _says(comparison: Comparison, p_value: float | None) -> bool:
-    return verdict(comparison, p_value) in ("better", "worse")
-
-
-def _ablations(name: str, setting: Setting, count: int, bar: Any) -> list[Ablation]:
-    """Draw ablations; each has its own generator, so the first ones are the same in any number."""
-    found = []
-    for number in range(count):
-        found.append(draw(setting, np.random.default_rng([crc32(name.encode()), number])))
-        bar.update()
-    return found
-
-
-def _estimate(values: np.ndarray) -> dict[str, float]:
-    """Return the mean over ablations of values [n] or [n, A], with its Monte-Carlo error."""
-    each = values if values.ndim == 1 else values.mean(axis=1)
-    error = each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan
-    return {"value": float(each.mean()), "error": float(error)}
-
-
-def measure(name: str, setting: Setting, count: int, bar: Any) -> dict[str, Any]:
-    """Return what all methods say about null ablations of one setting, as a JSON object."""
-    found = _ablations(name, setting, count, bar)
-    truth = np.zeros(setting.arms)
-    answers = {method: _answer(found, truth, ask) for method, ask in METHODS.items()}
-    reference = np.nanmean(answers[REFERENCE].width)
-    return {
-        "scenario": name,
-        "setting": asdict(setting),
-        "ablations": count,
-        "assumptions_hold": name not in BROKEN,
-        **_noise(found),
-        "methods": {
-            method: {
-                "coverage": _estimate(answer.inside),
-                "errors_before_holm": _estimate(answer.raw.max(axis=1)),
-                "errors_after_holm": _estimate(answer.adjusted.max(axis=1)),
-                "width_over_corrected": float(np.nanmean(answer.width) / reference),
-                "without_interval": float(np.isnan(answer.width).mean()),
-            }
-            for method, answer in answers.items()
-        },
-    }
-
-
-def _noise(found: Sequence[Ablation]) -> dict[str, float | None]:
-    """Say where the noise comes from, and what correction the folds' dependence really asks for."""
-    cells = np.array([ablation.differences for ablation in found])  # [n, A, S, K]
-    seeds, folds = cells.shape[2:]
-    nothing = {"seeds_share_of_variance": None, "correction_needed": None}
-    if seeds == 1 or any(rows is None for one in found for rows in one.row_variances):
-        return {**nothing, "correction_assumed": 1 / (folds - 1)}
-    within = float(cells.var(axis=2, ddof=1).mean())
-    data = float(
-        np.mean([rows.variance for one in found for rows in one.row_variances if rows is not None])
-    )
-    share = within / (within + data)
-    actual = float((cells.mean(axis=(2, 3)) ** 2).mean())
-    needed = (actual - within / (seeds * folds)) / data - 1 / folds if share < 0.95 else None
-    return {
-        "seeds_share_of_variance": share,
-        "correction_needed": needed,
-        "correction_assumed": 1 / (folds - 1),
-    }
-
-
-def power(name: str, setting: Setting, gain: float, count: int, bar: Any) -> dict[str, Any]:
-    """Return how often the one arm of six that is truly better is found, as a JSON object."""
-    better = replace(setting, gain=gain)
-    found = _ablations(f"{name}, gain {gain}", better, count, bar)
-    true = np.array([ablation.true for ablation in found])
-    delta = _estimate(true[:, 0])
-    truth = np.append(delta["value"], np.zeros(setting.arms - 1))
-    answers = {method: _answer(found, truth, METHODS[method]) for method in STYLES}
-    return {
-        "scenario": name,
-        "gain": gain,
-        "ablations": count,
-        "true_delta": delta,
-        "methods": {
-            method: {
-                "power_after_holm": _estimate(answer.adjusted[:, 0]),
-                "coverage_of_true_delta": _estimate(answer.inside[:, 0]),
-            }
-            for method, answer in answers.items()
-        },
-    }
 
 
 # -- what is printed ----------------------------------------------------------------------------
@@ -300,7 +98,7 @@ def verdicts(figures: Sequence[dict[str, Any]]) -> list[Check]:
         for method in (FALLBACK, OURS):
             said = scenario["methods"][method]
             coverage, errors = said["coverage"], said["errors_after_holm"]
-            by_source = "by source" in scenario["scenario"]  # where the kit falls back
+            by_source = scenario["setting"]["sources"] > 0  # where the kit falls back
             gated = scenario["assumptions_hold"] or (by_source and method == FALLBACK)
             part = f"{scenario['scenario']}, {method}"
             found += [
@@ -370,9 +168,9 @@ def plot(path: Path, points: Sequence[dict[str, Any]], null: Sequence[dict[str, 
     keys = [Line2D([], [], label=method, **style) for method, style in STYLES.items()]
     figure.legend(handles=keys, loc="lower center", ncols=len(keys), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    figure.savefig(path, metadata=metadata)
+    kind = path.suffix[1:]
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format=kind, metadata={"Date": None} if kind == "svg" else None)
     pyplot.close(figure)
 
 
@@ -382,33 +180,45 @@ def _parser() -> argparse.ArgumentParser:
         description="Coverage, verdict errors and power of an ablation's statistics.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--ablations", type=int, default=2000, help="of each scenario")
+    parser.add_argument("--ablations", type=count(2), default=ABLATIONS, help="of each scenario")
     parser.add_argument(
         "--scenarios", nargs="+", choices=tuple(SCENARIOS), metavar="NAME", help="else all"
     )
     parser.add_argument("--quick", action="store_true", help="200 of the three main scenarios")
     parser.add_argument("--no-power", action="store_true", help="true deltas of 0 only")
-    parser.add_argument("--json", type=Path, help="where figures go (else benchmarks/results)")
-    parser.add_argument("--plot", type=Path, help="where the power figure goes, .svg or .png")
+    parser.add_argument(
+        "--json", type=Path, help="where figures go (else benchmarks/results, if all are measured)"
+    )
+    parser.add_argument("--plot", type=_picture, help="where the power figure goes, .svg or .png")
     return parser
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".svg", ".png"):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .svg or .png")
+    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; return the exit code."""
-    options = _parser().parse_args(arguments)
-    count = min(options.ablations, 200) if options.quick else options.ablations
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    ablations = min(options.ablations, 200) if options.quick else options.ablations
     names = options.scenarios or (MAIN if options.quick else tuple(SCENARIOS))
     gains = {} if options.no_power else {name: GAINS[name] for name in names if name in GAINS}
     if options.quick:
         gains = {name: grid[2:3] for name, grid in gains.items()}
+    if options.plot and not gains:
+        parser.error(f"--plot draws power, which is measured in: {', '.join(GAINS)}")
     gc.freeze()  # statsmodels collects garbage in every call of Holm's correction
     start = time.perf_counter()
-    half = max(count // 2, 2)  # power is drawn, not promised
-    total = count * len(names) + half * sum(map(len, gains.values()))
+    half = max(ablations // 2, 2)  # power is drawn, not promised
+    total = ablations * len(names) + half * sum(map(len, gains.values()))
     with tqdm(total=total, unit="ablation", mininterval=1.0) as bar:
-        null = [measure(name, SCENARIOS[name], count, bar) for name in names]
+        null = [measure(name, SCENARIOS[name], ablations, bar) for name in names]
         points = [
-            power(name, SCENARIOS[name], gain, half, bar)
+            power(name, SCENARIOS[name], gain, half, bar, STYLES)
             for name, grid in gains.items()
             for gain in grid
         ]
@@ -423,12 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "checks": checks.as_json(promises),
     }
     if points:
-        print(
-            f"\npower, %, after Holm, of one better arm\n\n{text_table(POWER_HEADER, power_table(points))}"
-        )
-        if options.plot:
-            plot(options.plot, points, null)
-    path = options.json or (None if options.quick else result_path("calibration", facts))
+        curves = text_table(POWER_HEADER, power_table(points))
+        print(f"\npower, %, after Holm, of one better arm\n\n{curves}")
+    whole = ablations >= ABLATIONS and not (options.scenarios or options.no_power)
+    path = options.json or (result_path("calibration", facts) if whole else None)
     publish(
         facts,
         HEADER,
@@ -436,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures,
         path,
         [
-            f"{count} ablations each, {figures['seconds']:.0f} s; ± Monte-Carlo standard error",
+            f"{ablations} ablations each, {figures['seconds']:.0f} s; ± Monte-Carlo standard error",
             "errors: ablations in which an arm of true delta 0 is called better or worse",
             "width: mean, over that of the corrected t-test of all cells",
             *(
@@ -445,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ),
         ],
     )
+    if options.plot:
+        plot(options.plot, points, null)
     return 1 if failed else 0
 
 

@@ -19,7 +19,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from competition_kit.results.tables import text_table
 
 __all__ = ["main"]
 
-PARTS = ("gradients", "bf16", "fp16", "main", "cost")
 REHEARSED = ("gradients", "bf16", "fp16")  # the others take long on a CPU, so only when asked for
 # shape -> tokens of a row, rows of a batch: short texts on a small encoder leave a GPU waiting for
 # Python, 8192 tokens on a base-size one keep it busy
@@ -55,68 +54,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "error: torch sees no CUDA device; --device cpu rehearses on the CPU", file=sys.stderr
         )
         return 2
-    if not rehearsal:
-        os.environ.setdefault(
-            "HF_HUB_OFFLINE", "1"
-        )  # a GPU machine may have no network to wait for
+    if not rehearsal:  # a GPU machine may have no network to wait for
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     device = torch.device(options.device)
     found: list[Check] = []
     recorded: dict[str, Any] = {"rehearsal_on_cpu": rehearsal, "seconds": {}}
     for part in options.parts or (REHEARSED if rehearsal else PARTS):
         print(f"{part} ...", file=sys.stderr)
         start = time.perf_counter()
-        found += _run(part, options, device, recorded)
+        found += PARTS[part](options, device, recorded)
         recorded["seconds"][part] = time.perf_counter() - start
     failed = [check for check in found if not check.ok]
     recorded["failed"] = len(failed)
     recorded["checks"] = checks.as_json(found)
 
     facts = environment(device)
-    path = options.json or (None if rehearsal else result_path("cuda", facts))
+    path = options.json or (None if rehearsal or options.parts else result_path("cuda", facts))
     for figures in recorded.get("step_cost", []):
         print(f"\n{text_table(step_cost.HEADER, step_cost.table(figures))}")
         print("\n".join(f"  {note}" for note in step_cost.notes(figures)))
-    remarks = [
-        f"seconds: {', '.join(f'{part} {taken:.0f}' for part, taken in recorded['seconds'].items())}",
-        f"{len(failed)} of {len(found)} checks FAILED"
-        if failed
-        else f"{len(found)} checks, all ok",
-    ]
+    seconds = ", ".join(f"{part} {taken:.0f}" for part, taken in recorded["seconds"].items())
+    failures = f"{len(failed)} of {len(found)} checks FAILED"
+    remarks = [f"seconds: {seconds}", failures if failed else f"{len(found)} checks, all ok"]
     if rehearsal:
         remarks.append("REHEARSAL ON THE CPU: none of these figures is from a GPU")
     publish(facts, checks.HEADER, checks.table(found), recorded, path, remarks)
     return 1 if failed else 0
 
 
-def _run(
-    part: str, options: argparse.Namespace, device: torch.device, recorded: dict[str, Any]
+def _fp16(
+    options: argparse.Namespace, device: torch.device, recorded: dict[str, Any]
 ) -> Iterator[Check]:
-    if part == "gradients":
-        yield from check_gradients(device)
-    elif part == "bf16":
-        yield from check_bf16(device)
-    elif part == "fp16":
-        yield from check_fp16(device)
-        yield from check_fit(device)
-        yield from check_huge_scale(device)
-    elif part == "main":
-        job = MainJob(
-            options.data,
-            options.model,
-            options.adv,
-            options.epochs,
-            options.max_length,
-            options.workers,
-        )
-        made, recorded["main_job"] = check_main_job(
-            job, options.device, cpu_metrics=options.cpu_scores, with_cpu=options.with_cpu
-        )
-        yield from made
-    else:
-        yield from _cost(device, recorded)
+    yield from check_fp16(device)
+    yield from check_fit(device)
+    yield from check_huge_scale(device)
 
 
-def _cost(device: torch.device, recorded: dict[str, Any]) -> Iterator[Check]:
+def _main_job(
+    options: argparse.Namespace, device: torch.device, recorded: dict[str, Any]
+) -> Iterator[Check]:
+    job = MainJob(
+        options.data,
+        options.model,
+        options.adv,
+        options.epochs,
+        options.max_length,
+        options.workers,
+    )
+    made, recorded["main_job"] = check_main_job(
+        job, options.device, cpu_metrics=options.cpu_scores, with_cpu=options.with_cpu
+    )
+    yield from made
+
+
+def _cost(
+    options: argparse.Namespace, device: torch.device, recorded: dict[str, Any]
+) -> Iterator[Check]:
     """Measure step costs; a rehearsal takes the small shape, and one step of it."""
     all_figures = recorded.setdefault("step_cost", [])
     on_gpu = device.type == "cuda"
@@ -151,6 +144,22 @@ def _cost(device: torch.device, recorded: dict[str, Any]) -> Iterator[Check]:
             torch.cuda.empty_cache()
 
 
+PARTS: dict[str, Callable[..., Iterator[Check]]] = {
+    "gradients": lambda options, device, recorded: check_gradients(device),
+    "bf16": lambda options, device, recorded: check_bf16(device),
+    "fp16": _fp16,
+    "main": _main_job,
+    "cost": _cost,
+}
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no such file")
+    return path
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cuda",
@@ -166,10 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=int, default=128, help="tokens, in the main job")
     parser.add_argument("--workers", type=int, help="of the main job (else run_cv.py's choice)")
     parser.add_argument(
-        "--cpu-scores", type=Path, help="metrics.json of the same main job on a CPU"
+        "--cpu-scores", type=_file, help="metrics.json of the same main job on a CPU"
     )
     parser.add_argument("--with-cpu", action="store_true", help="run it on the CPU too (minutes)")
-    parser.add_argument("--json", type=Path, help="where figures go (else benchmarks/results)")
+    parser.add_argument(
+        "--json", type=Path, help="where figures go (else benchmarks/results, of all parts)"
+    )
     return parser
 
 

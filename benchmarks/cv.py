@@ -26,15 +26,22 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment, publish, result_path
+from benchmarks.flags import (
+    add_device_flags,
+    add_model_flags,
+    default_device,
+    make_parser,
+    prepared,
+)
 from benchmarks.spread import ratios, spread
+from competition_kit.commands.flags import count
 from competition_kit.errors import KitError
 from competition_kit.files import read_json
-from competition_kit.model_source import DEFAULT_MODEL
 
 __all__ = ["Run", "main", "run_kit"]
 
 ROOT = Path(__file__).parents[1]
-DATA = Path("data") / "tweets"
+DATA = "tweets"
 HEADER = ("side", "seconds", "min-max", "training", "predicting", "rest", "score")
 
 
@@ -116,31 +123,26 @@ def _row(side: dict[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cv",
-        description="Where the time of a whole cross-validation goes, and what a peer takes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        "cv",
+        "Where the time of a whole cross-validation goes, and what a peer takes.",
+        repetitions=1,
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder or hub name")
-    parser.add_argument("--data", type=Path, default=DATA, help="competition folder")
-    parser.add_argument("--folds", type=int, default=5, help=" ")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help=" ")
-    parser.add_argument("--epochs", type=int, default=2, help=" ")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens")
-    parser.add_argument("--device", help="cpu or cuda (else cuda where there is one)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=" ")
-    parser.add_argument("--workers", type=int, help="of the kit (else its own choice)")
+    add_model_flags(parser, DATA)
+    add_device_flags(parser)
+    parser.add_argument("--folds", type=count(2), default=5, help=" ")
+    parser.add_argument("--seeds", type=count(0), nargs="+", default=[0, 1], help=" ")
+    parser.add_argument("--epochs", type=count(1), default=2, help=" ")
+    parser.add_argument("--max-length", type=count(4), default=128, help="tokens")
+    parser.add_argument("--workers", type=count(1), help="of the kit (else its own choice)")
     parser.add_argument("--peer", action="store_true", help="measure Trainer, fold by fold, too")
-    parser.add_argument("--repetitions", type=int, default=1, help="interleaved")
-    parser.add_argument("--json", type=Path, help="where figures go (else benchmarks/results)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; return the exit code."""
     options = _parser().parse_args(arguments)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(options.device)
     shared = {
         "--folds": [options.folds],
         "--seeds": options.seeds,
@@ -157,10 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sides["Trainer, fold by fold"] = lambda: run_peer(options.data, options.model, flags)
     runs: dict[str, list[Run]] = {side: [] for side in sides}
     try:
-        if options.data == DATA and not DATA.is_dir():
-            from competition_kit.data.prepare import prepare
-
-            prepare(DATA.name, DATA.parent)
+        prepared(options.data)
         for repetition in range(options.repetitions):
             order = list(sides) if repetition % 2 == 0 else list(reversed(sides))
             for side in order:

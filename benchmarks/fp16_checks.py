@@ -139,4 +139,4 @@ def check_huge_scale(device: torch.device) -> Iterator[Check]:
 
 def _weights(model: Classifier) -> Tensor:
     """Return a copy of all weights, on the CPU."""
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).cpu().clone()
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).cpu()

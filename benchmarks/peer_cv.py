@@ -7,6 +7,7 @@ padding, no checkpoints. `benchmarks.cv --peer` runs it.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Cross-validate; write seconds and score."""
+    """Cross-validate; write seconds and score; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peer_cv", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", required=True)
@@ -45,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     source = find_model(options.model)
     competition = load_competition(options.data, folds=options.folds)
+    if competition.multi_label or len(competition.rules.text) > 1:
+        # `texts_of` hands on one class number, and no segments
+        print("error: the peer takes one label and one text in a row only", file=sys.stderr)
+        return 2
     tokenizer = load_tokenizer(source.folder)
     train = encode(tokenizer, competition.train, options.max_length)
     test = encode(tokenizer, competition.test, options.max_length)

@@ -5,8 +5,8 @@
 Each measurement is a command in an empty folder, `run_cv.py cv` (`ablate` for the arms), with
 one worker and a small random encoder, so that what surrounds the training weighs more than it does
 in earnest. Cost is the processor time of the command and its workers, and the greatest memory of
-any of them. A command has a fixed part (imports), so the second doubling is compared with the first:
-(t3 - t2) / (t2 - t1), over the same ratio of trained rows, is 1 where cost is linear.
+any of them. A command has a fixed part (imports), so the largest size is compared with the straight
+line through the smaller ones: 1 is linear; with sizes 1, 2, 4 and 8 quadratic cost would be above 1.5.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ import pandas as pd
 import torch
 
 from benchmarks.environment import environment, publish, result_path
+from benchmarks.flags import make_parser
 from benchmarks.spread import spread
 from benchmarks.workload import random_encoder
+from competition_kit.commands.flags import count
 from competition_kit.errors import KitError
 from competition_kit.model_source import DEFAULT_MODEL, find_model
 
@@ -43,7 +45,7 @@ ENCODER = {
     "intermediate_size": 512,
 }
 WORDS = ("good", "bad", "fine", "poor", "table", "river", "walk", "song", "blue", "tall")
-ARMS = tuple(f"fgm(epsilon={epsilon})" for epsilon in (0.5, 0.6, 0.7, 0.8))
+ARMS = tuple(f"fgm(epsilon={epsilon})" for epsilon in (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3))
 PLAIN, ATTACKED = 3, 6  # passes of a step, in units of a forward
 
 # runs one command; prints processor seconds and greatest resident size of it and its children
@@ -121,9 +123,9 @@ def _units(arms: int) -> int:
 
 
 def _of_linear(seconds: Sequence[float], work: Sequence[float]) -> float:
-    """Return the last doubling's cost over what the one before lets expect of linear cost."""
-    expected = (seconds[-2] - seconds[-3]) * (work[-1] - work[-2]) / (work[-2] - work[-3])
-    return (seconds[-1] - seconds[-2]) / expected
+    """Return the largest size's cost over what a straight line through the smaller ones predicts."""
+    line = np.polynomial.Polynomial.fit(work[:-1], seconds[:-1], deg=1)
+    return seconds[-1] / float(line(work[-1]))
 
 
 def _run(folder: Path, size: Size, arms: int) -> tuple[float, float]:
@@ -178,15 +180,18 @@ def _row(entry: dict[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description="Cost against work: rows, folds, epochs and arms doubled and doubled again.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        "scaling",
+        "Cost against work: rows, folds, epochs and arms, doubled and doubled again.",
+        repetitions=5,
     )
-    parser.add_argument("--rows", type=int, default=2000, help="of the smallest competition")
-    parser.add_argument("--doublings", type=int, default=2, help=" ")
-    parser.add_argument("--repetitions", type=int, default=5, help=" ")
-    parser.add_argument("--json", type=Path, help="where figures go (else benchmarks/results)")
+    parser.add_argument("--rows", type=count(1), default=1000, help="of the smallest competition")
+    parser.add_argument(
+        "--doublings",
+        type=count(2),
+        default=3,
+        help="from 2 on: a line needs two sizes, and one more to be held against it",
+    )
     return parser
 
 
@@ -202,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.json or result_path("scaling", facts)
     notes = [
         f"{options.repetitions} repetitions, medians; 2-layer random encoder of width 128, 1 worker",
-        "of linear: the last doubling's cost over what the one before lets expect; 1 is linear",
+        "of linear: the largest size's cost over what a line through the smaller ones predicts",
     ]
     figures = {"repetitions": options.repetitions, "scaling": found}
     publish(facts, HEADER, [_row(entry) for entry in found], figures, path, notes)

@@ -25,26 +25,33 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from benchmarks.environment import environment, publish, result_path
+from benchmarks.flags import (
+    add_device_flags,
+    add_model_flags,
+    add_shape_flags,
+    default_device,
+    make_parser,
+    prepared,
+)
 from benchmarks.peak_memory import resident, step_peak
 from benchmarks.recipes import RECIPES, library_recipes
 from benchmarks.spread import ratios, spread
 from benchmarks.trainer import Passes, Trainer
-from benchmarks.workload import SHAPES, Workload, from_competition, from_shape
+from benchmarks.workload import Workload, from_competition, from_shape
+from competition_kit.commands.flags import count
 from competition_kit.data.encoding import Batch
 from competition_kit.errors import KitError
-from competition_kit.harness.train_cell import measures_whole_table
-from competition_kit.model_source import DEFAULT_MODEL
 from competition_kit.strategies import STRATEGIES
 from competition_kit.training.model import Classifier
 from competition_kit.training.recipe import Precision
 from competition_kit.training.used_rows import keep_used_rows
 
-__all__ = ["DATA", "HEADER", "main", "measure", "notes", "table"]
+__all__ = ["DATA", "HEADER", "main", "measure", "notes", "table", "with_used_rows"]
 
 DATA = Path("data") / "tweets"
 
@@ -71,14 +78,13 @@ def measure(
 ) -> dict[str, Any]:
     """Measure all strategies and recipes on a workload; return the figures as a JSON object."""
     recipes = Trainer(workload, precision)
-    whole = Trainer(replace(workload, model=copy.deepcopy(workload.model)), precision)
-    used = Trainer(replace(workload, model=_with_used_rows(workload)), precision)
+    kit = Trainer(replace(workload, model=with_used_rows(workload)), precision)
     largest = max(workload.batches, key=lambda batch: batch.input_ids.numel())
     variants = [
         # the first step also makes Adam's state
         Variant(name, side, trainer, step, step(largest), [])
         for name in STRATEGIES
-        for side, trainer, step in _sides(name, whole=whole, used=used, recipes=recipes)
+        for side, trainer, step in _sides(name, kit, recipes)
     ]
     for variant in variants:
         for batch in workload.batches if workload.device.type == "cuda" else [largest]:
@@ -106,18 +112,16 @@ def measure(
 
 
 def _sides(
-    name: str, *, whole: Trainer, used: Trainer, recipes: Trainer
+    name: str, kit: Trainer, recipes: Trainer
 ) -> list[tuple[str, Trainer, Callable[[Batch], Passes]]]:
-    strategy = STRATEGIES[name]()
-    trainer = whole if measures_whole_table(strategy, ()) else used
-    sides = [("kit", trainer, trainer.kit(strategy))]
+    sides = [("kit", kit, kit.kit(STRATEGIES[name]()))]
     for side, known in (("recipe", RECIPES), ("bert4torch", library_recipes())):
         if name in known:
             sides.append((side, recipes, recipes.pasted(known[name])))
     return sides
 
 
-def _with_used_rows(workload: Workload) -> Classifier:
+def with_used_rows(workload: Workload) -> Classifier:
     """Return a copy of the model as cells train it: with the rows of its table that occur."""
     model = copy.deepcopy(workload.model)
     keep_used_rows(model, workload.token_ids)
@@ -219,29 +223,25 @@ def notes(figures: dict[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_cost",
-        description="Rows per second and peak memory of a training step, strategies and recipes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        "step_cost",
+        "Rows per second and peak memory of a training step, strategies and recipes.",
+        repetitions=5,
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder or hub name")
-    parser.add_argument("--data", type=Path, default=DATA, help="competition folder with the texts")
-    parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights and tokens instead")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a row, with --shape")
-    parser.add_argument("--device", help="cpu or cuda (else cuda where there is one)")
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help=" ")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows")
-    parser.add_argument("--batches", type=int, help="of a repetition (else 4, on CUDA 20)")
-    parser.add_argument("--repetitions", type=int, default=5, help="interleaved")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU (else its own choice)")
-    parser.add_argument("--json", type=Path, help="where figures go (else benchmarks/results)")
+    add_model_flags(parser, DATA.name)
+    add_shape_flags(parser)
+    add_device_flags(parser)
+    parser.add_argument("--batches", type=count(1), help="of a repetition (else 4, on CUDA 20)")
+    parser.add_argument(
+        "--threads", type=count(1), help="of torch on the CPU (else its own choice)"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; return the exit code."""
     options = _parser().parse_args(arguments)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(default_device(options.device))
     if options.threads:
         torch.set_num_threads(options.threads)
     size = {
@@ -253,11 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.shape:
             workload = from_shape(options.shape, length=options.length, **size)
         else:
-            if options.data == DATA and not DATA.is_dir():
-                from competition_kit.data.prepare import prepare
-
-                prepare(DATA.name, DATA.parent)
-            workload = from_competition(options.model, options.data, **size)
+            workload = from_competition(options.model, prepared(options.data), **size)
     except KitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -23,24 +23,32 @@ import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.environment import environment, publish, result_path
+from benchmarks.flags import (
+    add_device_flags,
+    add_model_flags,
+    add_shape_flags,
+    default_device,
+    make_parser,
+    prepared,
+)
 from benchmarks.sides import SIDES, Rows, Side, serve
 from benchmarks.spread import ratios, spread
 from benchmarks.workload import CLASSES, SHAPES, random_encoder, random_tokens
+from competition_kit.commands.flags import count
 from competition_kit.data.encoding import Encoded, encode
 from competition_kit.errors import InputError, KitError
-from competition_kit.model_source import DEFAULT_MODEL, find_model
+from competition_kit.model_source import find_model
 from competition_kit.training.model import build_classifier, load_tokenizer
-from competition_kit.training.recipe import Precision
 
 __all__ = ["main", "measure"]
 
-DATA = Path("data") / "tweets_full"
+DATA = "tweets_full"
 HEADER = ("side", "processes x threads", "rows/s", "min-max", "kit is", "min-max", "of the floor")
 FLOPS_PER_WEIGHT = 6  # of one token: a multiply and an add, forward, and twice that backward
 
@@ -226,40 +234,31 @@ def _random_rows(shape: str, length: int, count: int, folder: Path) -> tuple[str
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train",
-        description="Rows per second of plain training, the kit against its peers.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = make_parser(
+        "train", "Rows per second of plain training, the kit against its peers.", repetitions=5
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder or hub name")
-    parser.add_argument("--data", type=Path, default=DATA, help="competition folder with the texts")
-    parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights and tokens instead")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a row, with --shape")
-    parser.add_argument("--rows", type=int, default=384, help="of one epoch")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows")
-    parser.add_argument("--device", help="cpu or cuda (else cuda where there is one)")
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help=" ")
-    parser.add_argument("--workers", type=int, help="of the kit (else one per core, on CUDA one)")
-    parser.add_argument("--repetitions", type=int, default=5, help="interleaved")
-    parser.add_argument("--json", type=Path, help="where figures go (else benchmarks/results)")
+    add_model_flags(parser, DATA)
+    add_shape_flags(parser)
+    add_device_flags(parser)
+    parser.add_argument("--rows", type=count(1), default=384, help="of one epoch")
+    parser.add_argument(
+        "--workers", type=count(1), help="of the kit (else one per core, on CUDA one)"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; return the exit code."""
     options = _parser().parse_args(arguments)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(options.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
             if options.shape:
                 label, found = _random_rows(options.shape, options.length, options.rows, folder)
             else:
-                if options.data == DATA and not DATA.is_dir():
-                    from competition_kit.data.prepare import prepare
-
-                    prepare(DATA.name, DATA.parent)
-                label, found = _competition_rows(options.model, options.data, options.rows, folder)
+                data = prepared(options.data)
+                label, found = _competition_rows(options.model, data, options.rows, folder)
             rows = Rows(
                 **found,
                 batch_size=options.batch_size,

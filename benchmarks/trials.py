@@ -1,0 +1,197 @@
+"""What was tried for speed or memory and not kept, so that anyone can try again.
+
+    python -m benchmarks.trials recompute    # a regulariser's clean pass made twice, to hold one graph
+    python -m benchmarks.trials compile      # torch.compile on the CPU; needs a C++ compiler
+    python -m benchmarks.trials denormals    # AdamW over moments that have decayed to almost nothing
+
+`NOTES.md` says what came out and what follows. Each prints processor seconds on one thread, medians of
+interleaved repetitions (least to greatest), as ratios to the way that was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.environment import environment, heading
+from benchmarks.flags import prepared
+from benchmarks.peak_memory import resident, step_peak
+from benchmarks.spread import ratios, spread
+from benchmarks.step_cost import with_used_rows
+from benchmarks.trainer import Trainer
+from benchmarks.workload import Workload, from_competition
+from competition_kit.commands.flags import count
+from competition_kit.model_source import DEFAULT_MODEL
+from competition_kit.strategies import STRATEGIES
+from competition_kit.training.model import written_out_attention
+from competition_kit.training.step import Step
+
+__all__ = ["main"]
+
+CPU = torch.device("cpu")
+TABLE = 8000 * 384  # elements: the rows that a few thousand tweets use
+
+
+def recompute(workload: Workload, repetitions: int) -> list[str]:
+    """Measure regularisers whose clean pass keeps no activations and is made again for backward."""
+    trainer = _trainer(workload)
+    largest = max(workload.batches, key=lambda batch: batch.input_ids.numel())
+    runs: dict[str, Callable[[], None]] = {}
+    memory: dict[str, float] = {}
+    for name in ("none", "r3f", "alum", "smart"):
+        step = trainer.kit(STRATEGIES[name]())
+        for label, way in ((name, nullcontext), (f"{name}, recomputed", _recomputed)):
+
+            def all_batches(step=step, way=way) -> None:  # type: ignore[no-untyped-def]
+                with way():
+                    for batch in workload.batches:
+                        step(batch)
+
+            def one_batch(step=step, way=way) -> None:  # type: ignore[no-untyped-def]
+                with way():
+                    step(largest)
+
+            if label != "none, recomputed":
+                one_batch()
+                memory[label] = step_peak(one_batch, CPU) + resident(
+                    trainer.model, trainer.optimizer
+                )
+                runs[label] = all_batches
+    seconds = _interleaved(runs, repetitions)
+    return [
+        f"{label:18} time {_text(ratios(seconds[label], seconds['none']))}"
+        f"   memory {memory[label] / memory['none']:.2f}"
+        for label in runs
+    ]
+
+
+def compiled(workload: Workload, repetitions: int) -> list[str]:
+    """Measure a plain step with the encoder compiled for batches of any length."""
+    plain, fast = _trainer(workload), _trainer(workload)
+    encoder = fast.model.encoder
+    encoder.forward = torch.compile(encoder.forward, dynamic=True)
+    with written_out_attention(plain.model), written_out_attention(fast.model):
+        steps = {
+            "eager": plain.kit(STRATEGIES["none"]()),
+            "compiled": fast.kit(STRATEGIES["none"]()),
+        }
+        runs: dict[str, Callable[[], None]] = {
+            label: lambda step=step: [step(batch) for batch in workload.batches]  # type: ignore[misc]
+            for label, step in steps.items()
+        }
+        first = {label: _seconds(run) for label, run in runs.items()}
+        seconds = _interleaved(runs, repetitions)
+    return [
+        f"first batches: eager {first['eager']:.1f} s, compiled {first['compiled']:.1f} s",
+        f"compiled is {_text(ratios(seconds['eager'], seconds['compiled']))} times as fast",
+    ]
+
+
+def denormals(workload: Workload, repetitions: int) -> list[str]:
+    """Measure AdamW where first moments have become denormal numbers: rows not seen for long."""
+    weight = nn.Parameter(torch.randn(TABLE))
+    optimizer = torch.optim.AdamW([weight], lr=1e-5, fused=True)
+    weight.grad = torch.zeros(TABLE)
+    optimizer.step()
+    moment: Tensor = optimizer.state[weight]["exp_avg"]
+
+    def at(value: float) -> Callable[[], None]:
+        def run() -> None:
+            moment.fill_(value)
+            optimizer.step()
+
+        return run
+
+    seconds = _interleaved({"usual": at(1e-20), "denormal": at(1e-40)}, repetitions)
+    more = median(seconds["denormal"]) - median(seconds["usual"])
+    step = _trainer(workload).kit(STRATEGIES["none"]())
+    step(workload.batches[0])
+    whole = median(_seconds(lambda: step(workload.batches[0])) for _ in range(repetitions))
+    return [
+        f"update with denormal moments: {_text(ratios(seconds['denormal'], seconds['usual']))} "
+        f"times as long, {more * 1e3:.1f} ms more: {more / whole:.1%} of a training step"
+    ]
+
+
+TRIALS = {"recompute": recompute, "compile": compiled, "denormals": denormals}
+
+
+def _trainer(workload: Workload) -> Trainer:
+    """Return what trains a copy of the model as cells train it."""
+    return Trainer(replace(workload, model=with_used_rows(workload)), "fp32")
+
+
+@contextmanager
+def _recomputed() -> Iterator[None]:
+    """Let the supervised pass of every step keep its inputs only."""
+    original = Step.supervised
+
+    def supervised(step: Step, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        model = step.model
+        step.model = _Recomputed(model)
+        try:
+            return original(step, shift)
+        finally:
+            step.model = model
+
+    Step.supervised = supervised  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        Step.supervised = original  # type: ignore[method-assign]
+
+
+class _Recomputed(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return checkpoint(self.model, *inputs, use_reentrant=False)
+
+
+def _interleaved(runs: dict[str, Callable[[], None]], repetitions: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {label: [] for label in runs}
+    for _ in range(repetitions):
+        for label, run in runs.items():
+            seconds[label].append(_seconds(run))
+    return seconds
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def _text(values: Sequence[float]) -> str:
+    found = spread(values)
+    return f"{found['median']:.2f} ({found['min']:.2f}-{found['max']:.2f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try, print; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trials", description=__doc__)
+    parser.add_argument("trial", choices=TRIALS, help="what to try")
+    parser.add_argument("--repetitions", type=count(1), default=7, help="interleaved (default: 7)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    data = prepared(Path("data") / "tweets")
+    workload = from_competition(DEFAULT_MODEL, data, batch_size=16, batches=4, device=CPU)
+    lines = TRIALS[options.trial](workload, options.repetitions)
+    print(heading(environment(CPU)), *lines, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
