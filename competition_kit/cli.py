@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import signal
 import sys
@@ -54,6 +55,14 @@ COMMANDS = (
     report,
     tricks,
 )
+REMEDIES = {  # where the system refuses a path
+    errno.EACCES: "change its permissions, or use a copy that you may read and write",
+    errno.EPERM: "change its permissions, or use a copy that you may read and write",
+    errno.EROFS: "use a copy on a disk that can be written",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.ENAMETOOLONG: "use a shorter path",
+}
 WITH_SETTINGS = {"cv": cv.add_flags, "ablate": ablate.add_flags}
 
 
@@ -83,8 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a path that is too long, a disk that fails
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return InputError.exit_code
+        remedy = REMEDIES.get(error.errno or 0, "check this path and the disk that it is on")
+        refused = InputError(str(error.strerror), file=error.filename, remedy=remedy)
+        print(f"error: {refused}", file=sys.stderr)
+        return refused.exit_code
 
 
 class _Terminated(KeyboardInterrupt):

@@ -6,11 +6,13 @@ import csv
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from types import UnionType
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from competition_kit.errors import InputError
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "NUMBER",
+    "SCORE",
+    "Wanted",
     "atomic_write",
     "hash_bytes",
     "hash_file",
@@ -26,6 +31,11 @@ __all__ = [
     "write_csv",
     "write_json",
 ]
+
+# kinds of values that `read_json` is asked for, besides str, dict and the like
+NUMBER = int | float
+SCORE = int | float | None  # null stands for "not defined"
+Wanted: TypeAlias = Mapping[str, type | UnionType]
 
 
 @contextmanager
@@ -95,23 +105,66 @@ def write_json(path: Path, content: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that the kit wrote.
+def read_json(path: Path, wanted: Wanted | None = None) -> dict[str, Any]:
+    """Read a JSON file that the kit wrote, and check the part of it that is wanted.
+
+    Args:
+        wanted: keys that must be there, with the kind of their values: `{"rules.task": str}`. In a
+            key `*` stands for every entry of a list or an object that has one or more; a part that
+            ends in `?` may be missing, with all below it.
 
     Raises:
-        InputError: if it is no JSON object (someone edited it).
+        InputError: if it is no JSON object, holds NaN or infinity, lacks a key or has a value of
+            another kind there (someone edited it).
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_float=_finite, parse_constant=_finite)
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
-    except ValueError as error:
-        raise InputError(
-            f"is not valid JSON ({error})",
-            file=path,
-            remedy="remove the file and run the command that made it again",
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _edited(path, f"is not valid JSON ({error})") from error
+    for key, kind in (wanted or {}).items():
+        found: list[tuple[tuple[str, ...], Any]] = [((), content)]
+        for part in key.split("."):
+            found = [below for at, value in found for below in _below(value, part, path, at)]
+        for at, value in found:
+            # a truth value is an int only to Python
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise _unfit(path, at, value)
     return content
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is no number")
+    return value
+
+
+def _below(
+    value: Any, part: str, path: Path, place: tuple[str, ...]
+) -> list[tuple[tuple[str, ...], Any]]:
+    """Return what a part of a key stands for below a value, each with its place."""
+    name, every = part.removesuffix("?"), part == "*"
+    entries = dict(enumerate(value)) if every and isinstance(value, list) else value
+    if not isinstance(entries, dict) or (every and not entries):
+        raise _unfit(path, place, value)
+    if every:
+        return [((*place, str(key)), entry) for key, entry in entries.items()]
+    if name in entries:
+        return [((*place, name), entries[name])]
+    if name == part:
+        raise _edited(path, f"has no key {'.'.join((*place, name))!r}")
+    return []
+
+
+def _unfit(path: Path, place: Sequence[str], value: Any) -> InputError:
+    return _edited(path, f"its key {'.'.join(place)!r} cannot be {json.dumps(value)[:40]}")
+
+
+def _edited(path: Path, problem: str) -> InputError:
+    remedy = "remove the file and run the command that made it again"
+    return InputError(problem, file=path, remedy=remedy)
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:

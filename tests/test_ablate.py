@@ -349,14 +349,18 @@ def test_compare_says_which_file_does_not_fit_the_runs(
     pair = sorted(map(str, (lab.out / "grouped").glob("*-*")))
     assert "macro_f1" in lab.run("compare", *pair)
     table = pd.read_csv(data / "train.csv")
-    for changed in (table[1:], table.drop(columns="doc")):
+    for changed, problem in (
+        (table[1:], f"{data}: its rows or their groups are no longer those of"),
+        (table.drop(columns="doc"), f"{data / 'train.csv'}: no column 'doc'"),
+    ):
         changed.to_csv(data / "train.csv", index=False)
         lab.run("compare", *pair, code=2)
-        assert f"{data / 'train.csv'}: has no group for rows of" in capsys.readouterr().err
+        assert problem in capsys.readouterr().err
+    table.to_csv(data / "train.csv", index=False)
     oof = Path(pair[0]) / "oof.csv"
     pd.read_csv(oof).drop(columns="fold").to_csv(oof, index=False)
     lab.run("compare", *pair, code=2)
-    assert "oof.csv: no column 'fold'" in capsys.readouterr().err
+    assert "oof.csv, row 1: no column 'fold'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

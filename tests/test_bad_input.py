@@ -26,6 +26,7 @@ from competition_kit.cli import main
 from competition_kit.data.competition import Competition, load_competition
 from competition_kit.errors import InputError, did_you_mean, examples, shown
 from competition_kit.files import atomic_write, read_json, write_csv, write_json
+from competition_kit.harness.run_folder import RunFolder
 
 TRAIN = "id,text,label\n" + "".join(
     f"{row},{'good great' if row % 2 else 'bad awful'} {row},{'yes' if row % 2 else 'no'}\n"
@@ -115,6 +116,28 @@ def test_missing_train_file(refused: Check, folder: Path) -> None:
 def test_missing_test_file_where_there_is_a_sample(refused: Check, folder: Path) -> None:
     (folder / "test.csv").unlink()
     refused(named=(str(folder / "sample_submission.csv"), "no test file", "add test.csv"))
+
+
+@pytest.mark.parametrize("link", [None, "nowhere", "itself"])
+@pytest.mark.parametrize(
+    "name", ["competition.toml", "train.csv", "train.tsv", "test.csv", "sample_submission.csv"]
+)
+def test_a_folder_or_a_broken_link_where_a_file_belongs(
+    name: str, link: str | None, refused: Check, folder: Path
+) -> None:
+    """None counts as left out: then the metric, say, would be another one."""
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if link is None:
+        path.mkdir()
+    else:
+        path.symlink_to(name if link == "itself" else link)
+    refused(named=(str(path), "is a broken link" if link else "is a folder", "or remove it"))
+
+
+def test_a_file_where_the_folder_belongs(refused: Check, folder: Path) -> None:
+    path = str(folder / "train.csv")
+    refused("--data", path, named=(path, "is no folder", "give --data a folder"))
 
 
 @pytest.mark.parametrize("column", ["id", "text", "label"])
@@ -390,12 +413,33 @@ def test_run_folder_locked_by_another_live_process(
     refused: Check, run: Path, holder: subprocess.Popen[str], command: list[str]
 ) -> None:
     before = contents(run)
-    names = (str(run), f"process {holder.pid} on ", "wait for it, stop it, or use another --out")
+    names = (str(run), f"process {holder.pid} on ", "wait for it, or stop it")
     refused("--fresh", named=names)
     assert contents(run) == before, "nothing was touched"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert main(command) == 0, "a lock ends with its process"
+
+
+def test_a_run_folder_that_cannot_be_made_has_a_remedy_for_every_command(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    remedy = r"make it a folder that you can write to, or use one elsewhere: a copy of the run, "
+    with (
+        pytest.raises(InputError, match=rf"{tmp_path / 'file'}: cannot be made .*; {remedy}"),
+        RunFolder(tmp_path / "file").locked(),
+    ):
+        pass
+
+
+def test_what_a_killed_process_left_is_removed_but_no_bundle_that_is_being_made(
+    tmp_path: Path,
+) -> None:
+    left, bundle = tmp_path / "cells" / ".log.jsonl.1.tmp", tmp_path / ".bundle.1.tmp"
+    left.parent.mkdir()
+    left.touch()
+    bundle.mkdir()
+    with RunFolder(tmp_path).locked():
+        assert bundle.is_dir() and not left.exists()
 
 
 # -- a full disk --------------------------------------------------------------------------------
@@ -479,12 +523,38 @@ def test_a_full_disk_leaves_the_old_file(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", "\udcff"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "3", "null", "\udcff", "[" * 100_000, '{"a": NaN}', '{"a": 1e400}'],
+    ids=lambda content: ascii(content)[:20],
+)
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(InputError, match=r"config\.json: is not valid JSON .*; remove the file"):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "has no key 'a'"),
+        ({"a": {"b": None}}, "its key 'a.b' cannot be null"),
+        ({"a": {"b": True}}, "its key 'a.b' cannot be true"),
+        ({"a": [3]}, "its key 'a' cannot be [3]"),
+        ({"a": {"b": 1}}, "has no key 'c'"),
+        ({"a": {"b": 1}, "c": []}, "its key 'c' cannot be []"),
+        ({"a": {"b": 1}, "c": [{"d": "x"}, {"d": 2}]}, "its key 'c.1.d' cannot be 2"),
+        ({"a": {"b": 1}, "c": {"x": {}}}, "has no key 'c.x.d'"),
+        ({"a": {"b": 1}, "c": [{"d": "x"}], "e": 1}, "its key 'e' cannot be 1"),
+    ],
+)
+def test_a_key_that_someone_edited_is_named(tmp_path: Path, content: object, said: str) -> None:
+    path = tmp_path / "config.json"
+    write_json(path, content)
+    with pytest.raises(InputError) as caught:
+        read_json(path, {"a.b": int, "c.*.d": str, "e?.f": str})
+    assert str(caught.value).startswith(f"{path}: {said}; remove the file")
 
 
 def test_an_error_inside_an_atomic_write_leaves_the_old_file(tmp_path: Path) -> None:

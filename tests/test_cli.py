@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +59,28 @@ def test_ctrl_c_stops_a_command_with_130(monkeypatch: pytest.MonkeyPatch, capsys
     assert main(["runs"]) == 130
     assert "stopped; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "Permission denied; change its permissions, or use a copy that you may"),
+        (errno.EROFS, "Read-only file system; use a copy on a disk that can be written"),
+        (errno.ENOSPC, "No space left on device; free some space"),
+        (errno.ENAMETOOLONG, "File name too long; use a shorter path"),
+        (errno.EIO, "Input/output error; check this path and the disk that it is on"),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_line_with_a_remedy(
+    number: int, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def run() -> int:
+        raise OSError(number, os.strerror(number), "some/oof.csv")
+
+    with_command(monkeypatch, run)
+    assert main(["runs"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: some/oof.csv: {remedy}")
 
 
 def test_a_program_that_calls_the_kit_keeps_its_own_way_to_end(

@@ -104,11 +104,13 @@ def make_run(
         write_csv(folder.submission, make_submission(competition, test))
     config = {
         "competition_folder": str(competition.folder.resolve()),
+        "train_rows": len(competition.train),
         "classes": list(competition.classes),
         "arm": {"data_hash": competition.data_hash},
     }
     metrics = {
         "metric": metric.name,
+        **dict.fromkeys(("mean", "sd"), 0.5),
         "oof_of_mean": metric.score(competition.targets, oof.mean(axis=0), competition.classes),
     }
     write_json(folder.config, config | changed)

@@ -66,7 +66,8 @@ def _data_of_run(file: Path) -> Path:
     from competition_kit.harness.run_folder import RunFolder
 
     config = RunFolder(file.parent).config
-    folder = read_json(config).get("competition_folder") if config.is_file() else None
+    content = read_json(config, {"competition_folder?": str}) if config.is_file() else {}
+    folder = content.get("competition_folder")
     if folder is None:
         raise InputError(
             "does not lie in a run folder, so its competition is not known",

@@ -193,7 +193,9 @@ def _check_earlier(
 
     if not folder.config.is_file():
         return
-    earlier = read_json(folder.config)
+    earlier = read_json(
+        folder.config, {f"members?.*.{key}": str for key in ("name", "folder", "oof_sha256")}
+    )
     before = {(member["folder"], member["oof_sha256"]) for member in earlier.get("members", ())}
     now = {(str(member.folder.resolve()), member.oof_hash) for member in members}
     # the same folders, with more seeds perhaps; or the same predictions, moved elsewhere
@@ -240,7 +242,7 @@ def _one_of(paths: Sequence[Path], file: str, key: str, flag: str) -> str | None
     said = {
         path: content[key]
         for path in paths
-        if (path / file).is_file() and key in (content := read_json(path / file))
+        if (path / file).is_file() and key in (content := read_json(path / file, {f"{key}?": str}))
     }
     values = list(dict.fromkeys(said.values()))
     if len(values) > 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,22 @@ from competition_kit.errors import InputError
 if TYPE_CHECKING:
     from competition_kit.harness.plan import Plan
     from competition_kit.harness.pseudo_labels import PseudoLabels
+    from competition_kit.harness.run_folder import RunFolder
 
 __all__ = ["add"]
 
 log = logging.getLogger(__name__)
+
+# of config.json: how a run was made; its arm is checked by its hash
+SETTINGS = {
+    "arm": dict,
+    "arm_hash": str,
+    "competition_folder": str,
+    "placement": dict,
+    "rules.metric": str,
+    "rules.cv.scheme": str,
+    "rules.cv.folds": int,
+}
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -52,15 +63,14 @@ def run(options: argparse.Namespace) -> int:
     from competition_kit.commands.compare import print_comparison
     from competition_kit.commands.cv import run_plan
     from competition_kit.commands.setup import set_up_again
-    from competition_kit.files import read_json, write_csv
+    from competition_kit.files import write_csv
     from competition_kit.harness.finished import run_cells
     from competition_kit.harness.pseudo_labels import make_pseudo_labels, with_pseudo_labels
 
-    config = read_json(folder.config)
-    _check_arm(config.get("arm"), options.folder)
+    config = _settings(folder)
     setup = set_up_again(folder, config, data=options.data, device=options.device)
     approach = Approach.of(config["arm"]["strategy"], config["arm"]["tricks"])
-    seeds = dict.fromkeys(cell.seed for cell in run_cells(read_json(folder.metrics)))
+    seeds = dict.fromkeys(cell.seed for cell in run_cells(folder))
     plan = setup.plan(approach, tuple(seeds))
     if plan.arm.hash != config["arm_hash"]:
         raise InputError(
@@ -82,20 +92,31 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_arm(arm: Mapping[str, Any] | None, folder: Path) -> None:
-    """Check that a run has models whose labels others may learn from."""
+def _settings(folder: RunFolder) -> dict[str, Any]:
+    """Return config.json of a run that has models whose labels others may learn from."""
+    from competition_kit.files import hash_json, read_json
+
+    arm = read_json(folder.config, {"arm?": dict}).get("arm")
     if arm is None:
         raise InputError(
             "has no models of its own",
-            file=folder,
+            file=folder.path,
             remedy="give one of the runs that it was made from",
         )
     if arm.get("pseudo"):
         raise InputError(
             "was itself trained on pseudo-labels",
-            file=folder,
+            file=folder.path,
             remedy="give the run that it was made from: errors would confirm themselves",
         )
+    config = read_json(folder.config, SETTINGS)
+    if hash_json({key: arm[key] for key in arm if key != "pseudo"}) != config["arm_hash"]:
+        raise InputError(
+            "its key 'arm' was changed: 'arm_hash' is of another one",
+            file=folder.config,
+            remedy="run the run's command again",
+        )
+    return config
 
 
 def _say_labels(plan: Plan, labels: PseudoLabels, threshold: float) -> None:

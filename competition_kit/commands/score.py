@@ -19,12 +19,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from competition_kit.data.competition import load_competition
-    from competition_kit.files import read_json, write_json
+    from competition_kit.files import SCORE, read_json, write_json
     from competition_kit.results.held_out import score_submission
     from competition_kit.results.tables import score_text, text_table
 
     folder = finished_run(options.folder)
-    config, metrics = read_json(folder.config), read_json(folder.metrics)
+    config = read_json(folder.config, {"competition_folder": str, "train_rows": int})
+    scores = dict.fromkeys(("mean", "sd", "oof_of_mean"), SCORE)
+    metrics = read_json(folder.metrics, {"metric": str, **scores})
     competition = load_competition(Path(config["competition_folder"]), metric=metrics["metric"])
     with folder.locked():  # the score of this submission, not of one that is replaced meanwhile
         held_out = score_submission(competition, folder.submission)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 
 from competition_kit.data.inference import infer_rules
 from competition_kit.data.labels import encode, labels_in, read_labels
+from competition_kit.data.presence import is_there
 from competition_kit.data.rules import Rules, check_rules, read_rules
 from competition_kit.data.tables import FIRST_ROW, column_of, find_table, read_table
 from competition_kit.errors import InputError, did_you_mean, examples, shown
@@ -89,13 +91,13 @@ def load_competition(
     """
     if not folder.is_dir():
         raise InputError(
-            "no such folder",
+            "is no folder" if os.path.lexists(folder) else "no such folder",
             file=folder,
             remedy="give --data a folder with train.csv in it, "
             "or make one: python run_cv.py prepare tweets",
         )
     toml = folder / "competition.toml"
-    given = read_rules(toml) if toml.is_file() else {"cv": {}}
+    given = read_rules(toml) if is_there(toml) else {"cv": {}}
     if metric is not None:
         given["metric"] = metric
     overrides = {"scheme": scheme, "folds": folds}

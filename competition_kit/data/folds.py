@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from competition_kit.data.competition import Competition
+from competition_kit.data.presence import is_there
 from competition_kit.data.tables import read_table
 from competition_kit.errors import InputError, examples
 from competition_kit.files import hash_bytes, write_csv
@@ -174,9 +175,9 @@ def load_or_make_folds(path: Path, competition: Competition) -> Folds:
     """Read the competition's fold file, or make it: every arm gets the same folds.
 
     Raises:
-        InputError: if the file does not belong to these training rows.
+        InputError: if the file is no file, or does not belong to these training rows.
     """
-    if not path.is_file():
+    if not is_there(path):
         folds = make_folds(competition)
         write_folds(path, competition, folds)
         return folds

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from competition_kit.data.presence import is_there
 from competition_kit.errors import InputError
 from competition_kit.files import atomic_write, hash_file, write_csv
 
@@ -92,7 +93,7 @@ def prepare(name: str, data: Path, cache: Path | None = None) -> Path:
     """
     snippet_set = SETS[name]
     folder = data / name
-    if (folder / "competition.toml").is_file():
+    if is_there(folder / "competition.toml"):
         return folder
     archive = _archive(cache or _default_cache())
     table = _snippets(archive, snippet_set)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from competition_kit.data.presence import is_there, no_file
 from competition_kit.errors import InputError, did_you_mean, examples, shown
 
 __all__ = ["FIRST_ROW", "column_of", "decode", "find_table", "no_table", "read_table"]
@@ -29,9 +30,9 @@ def find_table(folder: Path, stem: str) -> Path | None:
     """Return `folder/stem.csv` or `.tsv`, or None.
 
     Raises:
-        InputError: if both are there.
+        InputError: if both are there, or one is no file.
     """
-    found = [path for end in (".csv", ".tsv") if (path := folder / f"{stem}{end}").is_file()]
+    found = [path for end in (".csv", ".tsv") if is_there(path := folder / f"{stem}{end}")]
     if len(found) > 1:
         raise InputError(
             f"{stem}.csv and {stem}.tsv are both there",
@@ -124,10 +125,7 @@ def read_table(path: Path, encoding: str | None = None) -> pd.DataFrame:
     Raises:
         InputError: if the file is missing or empty, does not parse, or its header repeats a name.
     """
-    if not path.is_file():
-        problem = "no such file"
-        if path.exists():
-            problem = "is a folder" if path.is_dir() else "is no file on a disk"
+    if (problem := no_file(path)) is not None:
         raise InputError(problem, file=path, remedy="give a CSV or TSV file")
     text = decode(path.read_bytes(), path, encoding)
     csv.field_size_limit(2**31 - 1)  # long texts are texts

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from competition_kit.data.presence import is_there
 from competition_kit.files import read_json
 from competition_kit.harness.ablation import AblationArm, Cells, Study
 from competition_kit.harness.ablation_records import arm_record, averaged_record
@@ -255,7 +256,7 @@ def _labels(study: Study) -> Labels:
 def _earlier(folder: Path) -> dict[str, Any]:
     """Return what an earlier look at results wrote; {} before there was one."""
     path = folder / "ablation.json"
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def _looks(earlier: dict[str, Any], study: Study) -> list[dict[str, Any]]:
@@ -289,7 +290,7 @@ def _trained_with(study: Study, cells: Cells, earlier: dict[str, Any]) -> dict[s
         own = machine("cpu" if here == {"cpu"} else "cuda")
         return {"versions": versions(), "machine": {**own, "device": device}}
     path = study.baseline.plan.folder.config
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path) if is_there(path) else {}
     unknown = {"processor": None, "cores": None, "device": device, "memory_gb": None}
     return {
         "versions": config.get("versions", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from competition_kit import __version__
 from competition_kit.data.competition import Competition, Rows
+from competition_kit.data.presence import is_there
 from competition_kit.data.tables import find_table, read_table
 from competition_kit.errors import InputError, KitError
 from competition_kit.files import read_json, write_csv, write_json
@@ -125,10 +127,11 @@ def export_bundle(
         fp16: store weights in half precision, which halves the bundle (they compute in fp32).
 
     Raises:
-        InputError: if the target is in use, or the competition has changed since the run.
+        InputError: if the target is in use or cannot be written, or the competition has changed
+            since the run.
         KitError: if the bundle does not predict what the run predicted.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
         raise InputError("is there already", file=target, remedy="give --to a new folder")
     if competition.data_hash != run.data_hash:
         raise InputError(
@@ -136,7 +139,7 @@ def export_bundle(
             file=competition.folder,
             remedy="give --data the folder as it was, or run the competition again",
         )
-    whole = target.resolve()  # "." has no name
+    whole = Path(os.path.realpath(target))  # "." has no name
     scratch = whole.with_name(f".{whole.name}.{os.getpid()}.tmp")
     try:
         scratch.mkdir(parents=True)
@@ -145,9 +148,17 @@ def export_bundle(
         log.info("self-test of the bundle, in a fresh process without network")
         outcome = _self_test(run, competition, scratch, fp16)
         _write_readme(run, info, scratch, outcome)
-        if target.exists():
-            target.rmdir()
-        scratch.rename(target)
+        if whole.exists():
+            whole.rmdir()
+        scratch.rename(whole)
+    except OSError as error:
+        if os.path.isdir(scratch) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of a file that is read
+        raise InputError(
+            f"cannot be written ({error.strerror})",
+            file=target,
+            remedy="give --to a new folder in a place that you can write to and that has room",
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return outcome
@@ -188,7 +199,7 @@ def _write_files(run: StoredRun, folder: Path, info: dict[str, Any], fp16: bool)
         else:
             shutil.copyfile(model.weights, folder / name)
     for path in sorted(run.folder.encoder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        if not path.name.startswith(".") and not path.is_dir() and is_there(path):
             shutil.copyfile(path, folder / "encoder" / path.name)
     config = read_json(folder / "encoder" / "config.json")
     for of_the_checkpoint in ("dtype", "torch_dtype", "_name_or_path"):  # not of the fold models

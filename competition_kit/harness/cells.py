@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from competition_kit import __version__
+from competition_kit.data.presence import is_there
 from competition_kit.errors import InputError
 from competition_kit.files import atomic_write, hash_json, read_json, write_json
 
@@ -177,7 +178,7 @@ def save_cell(folder: Path, arm: Arm, cell: Cell, result: CellResult) -> None:
 def load_cell(folder: Path, arm: Arm, cell: Cell) -> CellResult | None:
     """Read a finished cell; None where it is not done, or belongs to other settings."""
     marker = folder / "metrics.json"
-    if not marker.is_file():
+    if not is_there(marker):
         return None
     numbers = read_json(marker)
     try:
@@ -203,7 +204,10 @@ def load_cell(folder: Path, arm: Arm, cell: Cell) -> CellResult | None:
 
 
 def discard_cell(folder: Path) -> None:
-    """Remove a cell's files, the done-marker first."""
+    """Remove a cell's files, the done-marker first; of a link the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
     (folder / "metrics.json").unlink(missing_ok=True)
     if folder.is_dir():
         shutil.rmtree(folder)

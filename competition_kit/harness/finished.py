@@ -11,7 +11,9 @@ from competition_kit.files import read_json
 from competition_kit.harness.cells import Cell
 from competition_kit.harness.run_folder import RunFolder
 
-__all__ = ["check_finished", "run_cells"]
+__all__ = ["CELLS", "check_finished", "run_cells"]
+
+CELLS = {"cells.*.seed": int, "cells.*.fold": str}  # of metrics.json, as `read_json` takes it
 
 
 def check_finished(folder: RunFolder, *, cells: bool = False) -> None:
@@ -34,8 +36,8 @@ def check_finished(folder: RunFolder, *, cells: bool = False) -> None:
     has_results = folder.metrics.is_file()
     if has_results and not cells:
         return
-    config = read_json(folder.config)
-    expected = run_cells(read_json(folder.metrics)) if has_results else _planned(folder, config)
+    config = read_json(folder.config, {"seeds?.*": int})
+    expected = run_cells(folder) if has_results else _planned(folder, config)
     missing = [cell for cell in expected if not (folder.cell(cell) / "metrics.json").is_file()]
     if missing:
         said = (
@@ -53,24 +55,21 @@ def check_finished(folder: RunFolder, *, cells: bool = False) -> None:
     )
 
 
-def run_cells(metrics: dict[str, Any]) -> list[Cell]:
-    """Return the cells that a run's results were made of, from its metrics.json.
+def run_cells(folder: RunFolder) -> list[Cell]:
+    """Return the cells that a run's results were made of, from its metrics.json; [] of an ensemble.
 
     config.json may name other seeds: a later command with other ones writes it before it trains.
 
     Raises:
         InputError: if they do not say seed and fold (someone edited the file).
     """
-    try:
-        written = [(cell["seed"], cell["fold"]) for cell in metrics.get("cells", ())]
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"its cells lack something ({error!r})",
-            file="metrics.json",
-            remedy="remove the file and run the run's command again",
-        ) from error
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(f for _, f in written))}
-    return [Cell(seed, numbers[fold]) for seed, fold in written]
+    if "arm" not in read_json(folder.config):
+        return []
+    written = read_json(folder.metrics, CELLS)["cells"]
+    numbers = {
+        fold: number for number, fold in enumerate(dict.fromkeys(c["fold"] for c in written))
+    }
+    return [Cell(cell["seed"], numbers[cell["fold"]]) for cell in written]
 
 
 def _planned(folder: RunFolder, config: dict[str, Any]) -> list[Cell]:
@@ -85,5 +84,5 @@ def _planned(folder: RunFolder, config: dict[str, Any]) -> list[Cell]:
 
 
 def _count_folds(path: Path) -> int:
-    with path.open(encoding="utf-8", newline="") as file:
-        return len({row["fold"] for row in csv.DictReader(file)})
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        return len({row.get("fold") for row in csv.DictReader(file)})

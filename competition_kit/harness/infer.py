@@ -99,15 +99,21 @@ def _parser(info: dict[str, Any]) -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=Path, help="sample submission, for the order of the rows")
     parser.add_argument("--probabilities", type=Path, help="write id and p_<class>... here, too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=64, help="texts at a time")
+    parser.add_argument("--batch-size", type=_count, default=64, help="texts at a time")
     parser.add_argument("--encoding", default=info["encoding"] or "utf-8-sig")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def read_csv(path: Path, encoding: str) -> dict[str, list[str]]:
     """Return the columns of a CSV or TSV file; every value stays text."""
     if not path.is_file():
-        sys.exit(f"error: {path}: no such file")
+        sys.exit(f"error: {path}: {'is no file' if path.exists() else 'no such file'}")
     csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding=encoding, newline="") as file:

@@ -62,17 +62,19 @@ class RunFolder:
             raise InputError(
                 f"another process is writing here ({_read_holder(holder)})",
                 file=self.path,
-                remedy="wait for it, stop it, or use another --out",
+                remedy="wait for it, or stop it",
             ) from None
         except OSError as error:
             raise InputError(
                 f"cannot be made or locked ({error.strerror})",
                 file=self.path,
-                remedy="choose another folder with --out",
+                remedy="make it a folder that you can write to, or use one elsewhere: a copy of "
+                "the run, for a new run another --out",
             ) from error
         try:
             for left in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                left.unlink(missing_ok=True)
+                if left.is_file():  # a folder is a bundle that is being made
+                    left.unlink(missing_ok=True)
             with atomic_write(holder) as file:
                 json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
             yield

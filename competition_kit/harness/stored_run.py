@@ -5,17 +5,28 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from competition_kit.data.presence import is_there
 from competition_kit.data.rules import CVRules, Rules
 from competition_kit.errors import InputError
-from competition_kit.files import read_json
+from competition_kit.files import Wanted, read_json
 from competition_kit.harness.cells import Cell
 from competition_kit.harness.finished import check_finished, run_cells
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.training.recipe import Pooling, Precision
 
 __all__ = ["FoldModel", "StoredRun", "open_stored_run"]
+
+# what is read of config.json, besides the rules that no prediction needs
+_CONFIG: Wanted = {
+    **dict.fromkeys(("competition_folder", "classes.*", "arm_hash"), str),
+    **dict.fromkeys(("arm.model", "arm.pooling", "arm.data_hash", "arm.training.precision"), str),
+    "arm.max_length": int,
+    **dict.fromkeys(("rules.title", "rules.task", "rules.id", "rules.text.*"), str),
+    "rules.encoding": str | None,
+    "rules.cv": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -64,17 +75,17 @@ def open_stored_run(path: Path) -> StoredRun:
         InputError: if it is no run, is not finished, or was made without `--save-models`.
     """
     folder = RunFolder(path)
-    if folder.config.is_file() and "arm" not in read_json(folder.config):
+    if is_there(folder.config) and "arm" not in read_json(folder.config):
         raise InputError(
             "has no models of its own",
             file=path,
             remedy="give the folder of one of the runs that it was made from",
         )
     check_finished(folder, cells=True)
-    config, metrics = read_json(folder.config), read_json(folder.metrics)
+    config, cells = read_json(folder.config, _CONFIG), run_cells(folder)
     command = config.get("command") or "python run_cv.py --data ..."
     try:
-        return _stored_run(folder, config, run_cells(metrics), command)
+        return _stored_run(folder, config, cells, command)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"config.json or metrics.json lacks something ({error!r})",
@@ -87,9 +98,10 @@ def _stored_run(
     folder: RunFolder, config: dict[str, Any], cells: list[Cell], command: str
 ) -> StoredRun:
     arm = config["arm"]
-    if not cells:
-        raise KeyError("cells")
-    without = [cell for cell in cells if not folder.weights(cell).is_file()]
+    for value, known in ((arm["pooling"], Pooling), (arm["training"]["precision"], Precision)):
+        if value not in get_args(known):
+            raise ValueError(f"{value!r} is none of {get_args(known)}")
+    without = [cell for cell in cells if not is_there(folder.weights(cell))]
     if without:
         flag = "" if "--save-models" in shlex.split(command) else " --save-models"
         raise InputError(
@@ -97,7 +109,7 @@ def _stored_run(
             file=folder.path,
             remedy=f"train them again: {command}{flag}",
         )
-    if not (folder.encoder / "config.json").is_file():
+    if not is_there(folder.encoder / "config.json"):
         raise InputError(
             "no such file",
             file=folder.encoder / "config.json",

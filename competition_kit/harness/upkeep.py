@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 from competition_kit.data.folds import write_folds
+from competition_kit.errors import InputError
 from competition_kit.files import read_json, write_json
 from competition_kit.harness.engines.local import Placement
+from competition_kit.harness.finished import CELLS
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.provenance import run_config
 
@@ -38,7 +40,10 @@ def keep_up(plan: Plan, placement: Placement, command: str, metric: str) -> bool
         write_folds(folder.folds, plan.competition, plan.folds)
     if any(new[key] != old.get(key) for key in DECIDED_BY) or not folder.metrics.is_file():
         return True
-    written = read_json(folder.metrics)
-    cells = [(cell.get("seed"), cell.get("fold")) for cell in written.get("cells") or ()]
+    try:
+        written = read_json(folder.metrics, {"metric": str, **CELLS})
+    except InputError:
+        return True
+    cells = [(cell["seed"], cell["fold"]) for cell in written["cells"]]
     wanted = [(cell.seed, plan.folds.names[cell.fold]) for cell in plan.cells]
-    return cells != wanted or written.get("metric") != metric
+    return cells != wanted or written["metric"] != metric

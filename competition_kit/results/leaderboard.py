@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from competition_kit.errors import KitError
-from competition_kit.files import read_json
+from competition_kit.files import NUMBER, SCORE, Wanted, read_json
 from competition_kit.harness.cells import pass_units
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.differences import Setting, differences, settings_of
@@ -35,6 +35,18 @@ ABLATION = "ablation-"
 ENOUGH = 5  # runs with both scores, before their ranks are compared
 DIFFERS = "differs in"  # title of the column with settings that are not all runs'
 PLAIN = pass_units({"forwards": 1, "backwards": 1})  # of a step without any trick
+
+# what is read of metrics.json
+_METRICS: Wanted = {
+    "metric": str,
+    "mean": SCORE,
+    "greater_is_better?": bool,
+    **{f"{key}?": SCORE for key in ("sd", "oof_of_mean", "cell_seconds")},
+    "passes?.*": NUMBER,
+    "cells?.*.seed?": int,
+    "cells?.*.fold?": str,
+    "cells?.*.score?": SCORE,
+}
 
 Where = Literal["held_out", "public", "private"]
 TITLES: dict[Where, str] = {"held_out": "held-out", "public": "public", "private": "private"}
@@ -107,15 +119,17 @@ def leaderboards(home: Path) -> tuple[list[Board], list[str]]:
         folder = RunFolder(path)
         if path.name in NO_RUNS or path.name.startswith((ABLATION, ".")):
             continue
-        if not folder.metrics.is_file():
-            unfinished += [path.name] if folder.config.is_file() else []
-            continue
         try:
-            metrics = read_json(folder.metrics)
-            key = (metrics["metric"], metrics.get("greater_is_better", True))
-            boards.setdefault(key, []).append(_entry(folder, metrics))
-        except (KitError, KeyError, TypeError, AttributeError) as error:
+            if not folder.metrics.is_file():
+                unfinished += [path.name] if folder.config.is_file() else []
+                continue
+            metrics = read_json(folder.metrics, _METRICS)
+            entry = _entry(folder, metrics)
+        except (KitError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             log.warning("%s is left out: it cannot be read (%s)", path, error)
+        else:
+            key = (metrics["metric"], metrics.get("greater_is_better", True))
+            boards.setdefault(key, []).append(entry)
     return [
         Board(home.name, metric, greater, _ranked(_with_deltas(entries), greater))
         for (metric, greater), entries in boards.items()
@@ -127,7 +141,7 @@ def _entry(folder: RunFolder, metrics: dict[str, Any]) -> Entry:
     arm = config.get("arm")
     given: dict[Where, float] = {}
     if folder.held_out.is_file():
-        held_out = read_json(folder.held_out)
+        held_out = read_json(folder.held_out, {"metric": str, "score": NUMBER})
         if held_out["metric"] == metrics["metric"]:
             given["held_out"] = held_out["score"]
     recorded = read_recorded(folder)

@@ -22,14 +22,18 @@ from competition_kit.errors import InputError, examples, shown
 from competition_kit.files import hash_file, read_json
 from competition_kit.harness.finished import check_finished
 from competition_kit.harness.run_folder import RunFolder
-from competition_kit.results.oof import split_labels
+from competition_kit.results.oof import (
+    PREFIX,
+    layers_of,
+    probabilities_of,
+    shared_by_layers,
+    split_labels,
+)
 
 __all__ = ["ENSEMBLE", "Candidates", "Member", "find_candidates", "read_member", "shared_folds"]
 
 ENSEMBLE = "ensemble"  # what config.json says under "kind" of a folder made by blending
 UNFINISHED = "not finished"
-SUM_TOLERANCE = 1e-3  # of probabilities that were written with few digits
-PREFIX = "p_"
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,9 @@ def read_member(name: str, path: Path, competition: Competition) -> Member:
     table = _table(folder.oof, competition)
     if config:
         _check_labels(table, competition, folder.oof)
-    probabilities = _probabilities(table, competition, folder.oof)
-    layers = _layers(table, competition.train.ids, folder.oof)
+    kind = (competition.classes, competition.multi_label)
+    probabilities = probabilities_of(table, *kind, folder.oof)
+    layers = layers_of(table, competition.train.ids, folder.oof)
     test = np.zeros((0, len(competition.classes)))
     if len(competition.test):
         if not folder.test_predictions.is_file():
@@ -142,19 +147,21 @@ def read_member(name: str, path: Path, competition: Competition) -> Member:
                 remedy="a member needs predictions for the test rows: id, p_<class>...",
             )
         frame = _table(folder.test_predictions, competition)
-        (order,) = _layers(
+        (order,) = layers_of(
             frame.drop(columns="seed", errors="ignore"),
             competition.test.ids,
             folder.test_predictions,
         )
-        test = _probabilities(frame, competition, folder.test_predictions)[order]
+        test = probabilities_of(frame, *kind, folder.test_predictions)[order]
     return Member(
         name=name,
         folder=path,
         oof=np.mean([probabilities[rows] for rows in layers], axis=0),
         test=test,
         seeds=len(layers),
-        fold_of=_folds(table, layers, folder.oof),
+        fold_of=shared_by_layers(table, "fold", layers, folder.oof).astype(str)
+        if "fold" in table.columns
+        else None,
         config=config,
         oof_hash=hash_file(folder.oof),
     )
@@ -186,81 +193,6 @@ def _table(path: Path, competition: Competition) -> pd.DataFrame:
     return table
 
 
-def _probabilities(table: pd.DataFrame, competition: Competition, path: Path) -> np.ndarray:
-    """Return [rows, C] in the order of the competition's classes."""
-    names = [PREFIX + name for name in competition.classes]
-
-    def wrong(row: int, problem: str, remedy: str, column: str | None = None) -> InputError:
-        return InputError(problem, file=path, row=row + FIRST_ROW, column=column, remedy=remedy)
-
-    values = np.stack([_numbers(table[name]) for name in names], axis=1)
-    bad = ~((values >= 0) & (values <= 1))  # NaN is neither
-    if bad.any():
-        row, column = (int(place) for place in np.argwhere(bad)[0])
-        raise wrong(
-            row,
-            f"{shown(str(table[names[column]].iloc[row]))} is no probability",
-            "write numbers from 0 to 1 (softmax or sigmoid of logits)",
-            names[column],
-        )
-    if competition.multi_label:
-        return values
-    sums = values.sum(axis=1)
-    off = np.abs(sums - 1)
-    if (off > SUM_TOLERANCE).any():
-        row = int(np.argmax(off > SUM_TOLERANCE))
-        raise wrong(
-            row,
-            f"the probabilities sum to {sums[row]:.6g}",
-            "one row's probabilities must sum to 1: the classes exclude each other",
-        )
-    # numbers with all their digits stay as they are, to the last bit
-    return np.where((off > 1e-9)[:, None], values / sums[:, None], values)
-
-
-def _numbers(column: pd.Series) -> np.ndarray:
-    """Return a column of texts as numbers, to the last bit; NaN for what is none."""
-    try:
-        return column.to_numpy(dtype=float)
-    except ValueError:
-        return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
-
-
-def _layers(table: pd.DataFrame, ids: Sequence[str], path: Path) -> list[np.ndarray]:
-    """Return for each seed the table's row numbers in the order of `ids`, each id exactly once."""
-    seeds = table["seed"] if "seed" in table.columns else pd.Series("", index=table.index)
-    layers = []
-    for seed, part in table.groupby(seeds, sort=False):
-        of_seed = f" (seed {seed})" if seed else ""
-        place = dict(zip(part["id"], part.index, strict=True))
-        if len(place) < len(part):
-            repeated = part["id"][part["id"].duplicated()]
-            raise InputError(
-                f"id {shown(repeated.iloc[0])} is there twice{of_seed}",
-                file=path,
-                row=int(repeated.index[0]) + FIRST_ROW,
-                remedy="each row once (for each seed, if there is a column seed)",
-            )
-        missing = [row_id for row_id in ids if row_id not in place]
-        unknown = sorted(set(place) - set(ids))
-        if missing or unknown:
-            parts = [
-                f"{len(found)} id{' is' if len(found) == 1 else 's are'} {what}{of_seed}: "
-                f"{examples(found)}"
-                for found, what in ((missing, "missing"), (unknown, "not the competition's"))
-                if found
-            ]
-            raise InputError(
-                " and ".join(parts),
-                file=path,
-                remedy=f"it must have the {len(ids)} rows of the competition",
-            )
-        layers.append(np.array([place[row_id] for row_id in ids]))
-    if not layers:
-        raise InputError("has no rows below its header", file=path, remedy="add them")
-    return layers
-
-
 def _check_labels(table: pd.DataFrame, competition: Competition, path: Path) -> None:
     """Check that a run was trained on the labels that the competition has now."""
     if "label" not in table.columns:
@@ -288,24 +220,6 @@ def _label_sets(competition: Competition) -> list[set[str]]:
     if competition.multi_label:
         return [set(classes[row == 1]) for row in competition.targets]
     return [{name} for name in classes[competition.targets]]
-
-
-def _folds(table: pd.DataFrame, layers: list[np.ndarray], path: Path) -> np.ndarray | None:
-    """Return [N] fold names, or None where the file has none."""
-    if "fold" not in table.columns:
-        return None
-    names = table["fold"].to_numpy(dtype=str)
-    first = names[layers[0]]
-    for rows in layers[1:]:
-        if (names[rows] != first).any():
-            row = int(rows[names[rows] != first][0])
-            raise InputError(
-                f"id {shown(table['id'].iloc[row])} is in another fold with another seed",
-                file=path,
-                row=row + FIRST_ROW,
-                remedy="seeds of one folder must share their folds; make it one folder each",
-            )
-    return first
 
 
 def shared_folds(members: Sequence[Member], competition: Competition) -> Folds:

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from competition_kit.errors import InputError
-from competition_kit.files import hash_file, read_json, write_json
+from competition_kit.files import SCORE, Wanted, hash_file, read_json, write_json
 from competition_kit.harness.run_folder import RunFolder
 
 __all__ = ["Recorded", "is_current", "read_recorded", "record_score"]
@@ -54,7 +54,7 @@ def record_score(
     Raises:
         InputError: if the run has no submission, or a score is none that its metric can have.
     """
-    metric = read_json(folder.metrics)["metric"]
+    metric = read_json(folder.metrics, {"metric": str})["metric"]
     for score in (public, private):
         if score is not None:
             _check_score(score, metric)
@@ -102,14 +102,9 @@ def read_recorded(folder: RunFolder) -> Recorded | None:
     """
     if not folder.recorded.is_file():
         return None
-    try:
-        return Recorded(**read_json(folder.recorded))
-    except TypeError as error:
-        raise InputError(
-            f"is no record of scores ({error})",
-            file=folder.recorded,
-            remedy="remove the file and record the scores again",
-        ) from error
+    wanted: Wanted = {"public": SCORE, "private": SCORE, "submission_sha256": str, "recorded": str}
+    content = read_json(folder.recorded, wanted)
+    return Recorded(**{key: content[key] for key in wanted})
 
 
 def is_current(recorded: Recorded, folder: RunFolder) -> bool:

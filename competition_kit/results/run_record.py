@@ -9,17 +9,41 @@ from typing import Any
 
 import numpy as np
 
-from competition_kit.data.tables import find_table, read_table
+from competition_kit.data.competition import load_competition
 from competition_kit.errors import InputError, examples
-from competition_kit.files import read_json
+from competition_kit.files import NUMBER, Wanted, read_json
 from competition_kit.harness.cells import pass_units
 from competition_kit.harness.finished import check_finished
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.ablation import ArmRecord, Labels
 from competition_kit.results.metrics import Metric, find_metric
-from competition_kit.results.oof import read_oof, targets_of
+from competition_kit.results.oof import read_oof
 
 __all__ = ["RunRecord", "paired_records", "read_run"]
+
+# what is read of config.json and metrics.json; an ensemble has neither arm nor cells
+_CONFIG: Wanted = {
+    "competition_folder": str,
+    "classes.*": str,
+    "train_rows": int,
+    "rules.task": str,
+    "rules.cv.scheme": str,
+    "rules.cv.folds": int,
+    "arm?.strategy": str,
+    "arm?.tricks": str,
+    "arm?.data_hash": str,
+    "arm?.training.epochs": int,
+    "data_hash?": str,
+}
+_METRICS: Wanted = {
+    "metric": str,
+    "cells?.*.device": str,
+    "cells?.*.fit_seconds": NUMBER,
+    "cells?.*.fit_cpu_seconds?": NUMBER,
+    "cells?.*.peak_memory_mb": NUMBER,
+    "passes?.*": NUMBER,
+    "commits?.*": str | None,
+}
 
 
 class RunRecord:
@@ -33,45 +57,41 @@ class RunRecord:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.config: dict[str, Any] = read_json(folder.config)
-        self.metrics: dict[str, Any] = read_json(folder.metrics)
+        self.config: dict[str, Any] = read_json(folder.config, _CONFIG)
+        self.metrics: dict[str, Any] = read_json(folder.metrics, _METRICS)
         self.classes = tuple(self.config["classes"])
         self.multi_label = self.config["rules"]["task"] == "multi_label"
         self.metric: Metric = find_metric(self.metrics["metric"], self.multi_label)
-        table = read_oof(folder.oof, self.classes, "fold")
-        names = [f"p_{name}" for name in self.classes]
-        self.oof: dict[int, np.ndarray] = {}
-        for seed, layer in table.groupby("seed", sort=False):
-            self.oof[int(str(seed))] = layer[names].to_numpy(dtype=float)
-        first = table[table["seed"] == table["seed"].iloc[0]]
-        self.ids = first["id"].tolist()
-        self.fold_names = first["fold"].to_numpy(dtype=object)
-        self.targets = targets_of(first["label"], self.classes, self.multi_label)
+        found = read_oof(folder.oof, self.classes, self.multi_label, rows=self.config["train_rows"])
+        self.ids, self.fold_names, self.targets = found.ids, found.fold_names, found.targets
+        self.oof = found.layers
 
     def groups(self) -> np.ndarray | None:
         """Return the group of each row, where the folds keep groups together.
 
         Raises:
-            InputError: if the competition folder, which has them, is gone, or has other rows now.
+            InputError: if the competition folder, which has them, is gone, or has other data or
+                groups now.
         """
         cv = self.config["rules"]["cv"]
         if cv["scheme"] not in ("group", "stratified_group"):
             return None
-        data = Path(self.config["competition_folder"])
-        path = find_table(data, "train")
-        if path is None:
+        path = Path(self.config["competition_folder"])
+        if not path.is_dir():
             raise InputError(
                 "the competition folder is gone, and with it the groups of the rows",
-                file=data,
+                file=path,
                 remedy="put it back: rows of a group must be resampled together",
             )
-        rules = self.config["rules"]
-        table = read_table(path, rules["encoding"])
-        known = {rules["id"], cv["group"]} <= set(table.columns)
-        groups = dict(zip(table[rules["id"]], table[cv["group"]], strict=True)) if known else {}
-        if missing := [row_id for row_id in self.ids if row_id not in groups]:
+        competition = load_competition(path, scheme=cv["scheme"], folds=cv["folds"])
+        trained_on = self.config.get("arm", self.config).get("data_hash", competition.data_hash)
+        assert competition.groups is not None  # these schemes need them
+        groups = dict(zip(competition.train.ids, competition.groups.tolist(), strict=True))
+        places = set(zip(map(groups.get, self.ids), self.fold_names, strict=True))
+        torn = len(places) > len({group for group, _ in places})  # a group in two folds
+        if groups.keys() != set(self.ids) or trained_on != competition.data_hash or torn:
             raise InputError(
-                f"has no group for rows of {self.folder.path}: {examples(missing)}",
+                f"its rows or their groups are no longer those of {self.folder.path}",
                 file=path,
                 remedy="put the run's own data back: rows of a group must be resampled together",
             )
@@ -98,7 +118,9 @@ class RunRecord:
             scores=np.array(scores),
             oof=oof,
             test=np.zeros((len(seeds), 0, len(self.classes))),
-            passes=pass_units(self.metrics["passes"]) * epochs if cells else np.nan,
+            passes=pass_units(self.metrics["passes"]) * epochs
+            if cells and "passes" in self.metrics
+            else np.nan,
             seconds=_median([cell["fit_seconds"] for cell in cells]),
             cpu_seconds=_median([cell.get("fit_cpu_seconds", np.nan) for cell in cells]),
             peak_memory_mb=max((cell["peak_memory_mb"] for cell in cells), default=np.nan),
@@ -157,6 +179,13 @@ def paired_records(ours: RunRecord, baseline: RunRecord) -> tuple[ArmRecord, Arm
             remedy="run one of them again with the other's --seeds",
         )
     order = np.array([place[row_id] for row_id in ours.ids])
+    if (ours.targets != baseline.targets[order]).any():
+        raise InputError(
+            f"its labels are not those of {baseline.folder.path}",
+            file=ours.folder.oof,
+            column="label",
+            remedy="compare runs that were made from the same data",
+        )
     _, fold_of = np.unique(ours.fold_names.astype(str), return_inverse=True)
     own = ours.record(seeds, fold_of)
     back = np.empty_like(fold_of)

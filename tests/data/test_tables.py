@@ -184,6 +184,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert "no such file" in fails(tmp_path / "a.csv")
     assert "is a folder; give a CSV or TSV file" in fails(tmp_path)
     assert "is no file on a disk" in fails(Path(os.devnull))
+    (tmp_path / "link.csv").symlink_to("nowhere.csv")
+    assert "is a broken link" in fails(tmp_path / "link.csv")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from competition_kit.results.submission import make_submission
 
 from .stored import copy_of, made_on, train, write_competition
 
+Capture = pytest.CaptureFixture[str]
 Load = Callable[[str], tuple[StoredRun, Competition]]
 CASES = {  # kind of encoder, its competition, flags
     "label": ("bert", {}, ["--pooling", "attention"]),
@@ -156,6 +159,28 @@ def test_a_script_that_fails_in_its_process_makes_no_bundle(
     with pytest.raises(KitError, match=r"does not run, .* RuntimeError: no such luck"):
         export_bundle(run, competition, tmp_path / "bundle")
     assert sorted(tmp_path.iterdir()) == [script]
+
+
+def test_a_sigterm_leaves_no_file_and_no_process(load: Load, tmp_path: Path) -> None:
+    """The bundle's own script sends it, so that it comes in the middle of the self-test."""
+    run, _ = load("label")
+    said = tmp_path / "pid"
+    place = tmp_path / "bundles"
+    place.mkdir()
+    script = tmp_path / "infer.py"
+    script.write_text(
+        "import os, signal, time\n"
+        f"open({str(said)!r}, 'w').write(str(os.getpid()))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n",
+        encoding="utf-8",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "INFER", script)
+        assert main(["export", str(run.folder.path), "--to", str(place / "bundle")]) == 143
+    assert not list(place.iterdir())
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said.read_text(encoding="utf-8")), 0)
 
 
 # -- what it predicts -----------------------------------------------------------------------------
@@ -302,6 +327,16 @@ def test_infer_takes_what_a_kernel_may_hold(
         infer.main(arguments, tmp_path / "bundle")
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "many"])
+def test_infer_refuses_a_batch_size_below_one(size: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        infer._parser({"title": "toy", "encoding": None}).parse_args(
+            ["--input", "test.csv", "--batch-size", size]
+        )
+    assert caught.value.code == 2
+    assert f"--batch-size: {size!r} is no whole number from 1 on" in capsys.readouterr().err
+
+
 def copy_made_on(run: StoredRun, device: str, place: Path) -> StoredRun:
     """Return a copy of a run whose cells say that they were computed on this device, in bf16."""
     folder = copy_of(run.folder.path, place)
@@ -392,9 +427,47 @@ def test_a_folder_in_use_and_a_changed_competition_are_refused(load: Load, tmp_p
         export_bundle(run, load_competition(data), tmp_path / "bundle")
 
 
+@pytest.mark.parametrize("to", ["nowhere", "link"])
+def test_a_broken_link_is_no_target(to: str, load: Load, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(to)
+    with pytest.raises(InputError, match="link: is there already; give --to a new folder"):
+        export_bundle(*load("label"), tmp_path / "link")
+
+
+def test_a_place_that_cannot_be_written_is_named_as_the_user_named_it(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    below, target = tmp_path / "file" / "bundle", tmp_path / "bundle"
+    with pytest.raises(InputError, match=rf"^{below}: cannot be written .*; give --to a new"):
+        export_bundle(*load("label"), below)
+
+    def full(source: Path, copy: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr(bundle.shutil, "copyfile", full)
+    with pytest.raises(InputError, match=rf"^{target}: cannot be written \(No space left"):
+        export_bundle(*load("label"), target)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_weights_that_cannot_be_read_are_not_called_a_target_that_cannot_be_written(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(source: Path, copy: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+
+    monkeypatch.setattr(bundle.shutil, "copyfile", locked)
+    with pytest.raises(PermissionError, match=r"model\.safetensors"):
+        export_bundle(*load("label"), tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("quick")
-def test_an_empty_folder_may_be_the_target(load: Load, tmp_path: Path) -> None:
-    run, competition = load("label")
+@pytest.mark.parametrize("name", ["bundle", "link", "bundle/."])
+def test_an_empty_folder_may_be_the_target(name: str, load: Load, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
-    export_bundle(run, competition, tmp_path / "bundle")
+    (tmp_path / "link").symlink_to("bundle")
+    export_bundle(*load("label"), tmp_path / name)
     assert (tmp_path / "bundle" / "infer.py").is_file()
+    assert len(list(tmp_path.iterdir())) == 2

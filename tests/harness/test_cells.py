@@ -171,6 +171,22 @@ def test_discarding_takes_the_marker_first(
     discard_cell(tmp_path / "cell")  # once more does no harm
 
 
+def test_discarding_a_link_to_a_cell_leaves_what_it_leads_to(
+    tmp_path: Path, result: CellResult
+) -> None:
+    save_cell(tmp_path / "elsewhere", ARM, CELL, result)
+    (tmp_path / "cell").symlink_to("elsewhere")
+    discard_cell(tmp_path / "cell")
+    assert load_cell(tmp_path / "cell", ARM, CELL) is None
+    assert load_cell(tmp_path / "elsewhere", ARM, CELL) is not None
+
+
+def test_a_marker_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(InputError, match=r"metrics\.json: is a folder; .* remove it"):
+        load_cell(tmp_path, ARM, CELL)
+
+
 def _cut(raw: bytes, place: int) -> bytes:
     return raw[:place]
 

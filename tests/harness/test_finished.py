@@ -31,7 +31,7 @@ def make(tmp_path: Path) -> Make:
         write_json(folder.config, config | changed)
         folder.folds.write_text("id,fold\n1,a\n2,b\n3,a\n", encoding="utf-8")
         write_json(folder.metrics, {"cells": CELLS})
-        for cell in run_cells({"cells": CELLS}):
+        for cell in run_cells(folder):
             write_json(folder.cell(cell) / "metrics.json", {})
         return folder
 
@@ -99,12 +99,24 @@ def test_an_ensemble_has_no_cells(make: Make) -> None:
     assert "its results are missing" in refused(folder)
 
 
-@pytest.mark.parametrize("cells", [None, [{}], [{"seed": 0}], [None], 3])
+@pytest.mark.parametrize(
+    "cells",
+    [
+        None,
+        [],
+        [{}],
+        [{"seed": 0}],
+        [None],
+        3,
+        [{"seed": "x", "fold": "a"}],
+        [{"seed": 0, "fold": []}],
+    ],
+)
 def test_results_whose_cells_someone_edited(make: Make, cells: Any) -> None:
     folder = make()
     write_json(folder.metrics, {"cells": cells})
     assert finished_run(folder.path).path == folder.path, "the scores are still there"
-    assert refused(folder, cells=True).startswith("metrics.json: its cells lack something")
+    assert refused(folder, cells=True).startswith(f"{folder.metrics}: ")
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:

@@ -200,11 +200,16 @@ def test_folders_that_are_no_finished_run(run: Path, tmp_path: Path) -> None:
 def test_a_config_that_lacks_something(run: Path) -> None:
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     (run / "config.json").write_text(json.dumps(config | {"rules": None}), encoding="utf-8")
-    assert "config.json or metrics.json lacks something" in refused(run)
+    assert "config.json: its key 'rules' cannot be null" in refused(run)
+    arm = config["arm"] | {"pooling": "x"}
+    (run / "config.json").write_text(json.dumps(config | {"arm": arm}), encoding="utf-8")
+    assert "config.json or metrics.json lacks something (ValueError(\"'x' is none of" in refused(
+        run
+    )
     (run / "config.json").write_text('{"arm": {}}', encoding="utf-8")
-    assert "lacks something (KeyError('rules'))" in refused(run)
+    assert "config.json: has no key 'competition_folder'" in refused(run)
     (run / "metrics.json").write_text("{}", encoding="utf-8")
-    assert "lacks something (KeyError('cells'))" in refused(run)
+    assert "metrics.json: has no key 'cells'" in refused(run)
 
 
 def test_seeds_of_a_later_command_that_is_not_through_do_not_count(

@@ -145,12 +145,33 @@ def test_what_is_no_run_is_passed_over(tmp_path: Path, caplog: pytest.LogCapture
     broken = make(tmp_path, "broken", folds(0.9))
     broken.metrics.write_text('{"metric": "accuracy"}', encoding="utf-8")
     make(tmp_path, "torn", folds(0.9)).metrics.write_text("{", encoding="utf-8")
+    make(tmp_path, "words", folds(0.9), mean="x")
+    make(tmp_path, "scored", folds(0.9)).held_out.write_text("{}", encoding="utf-8")
     make(tmp_path, "started", folds(0.9)).metrics.unlink()
     with caplog.at_level(logging.WARNING):
         boards, unfinished = leaderboards(tmp_path)
     assert [[entry.name for entry in board.entries] for board in boards] == [["a"]]
     assert unfinished == ["started"]
-    assert "broken is left out" in caplog.text and "torn is left out" in caplog.text
+    for name in ("broken", "torn", "words", "scored"):
+        assert f"{name} is left out" in caplog.text
+
+
+def test_a_run_that_may_not_be_read_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patched, because nothing is forbidden to root."""
+    make(tmp_path, "a", folds(0.5))
+    forbidden, looks = make(tmp_path, "b", folds(0.9)).metrics, Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path == forbidden:
+            raise PermissionError(13, "Permission denied", str(path))
+        return looks(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    with caplog.at_level(logging.WARNING):
+        assert [entry.name for entry in only(tmp_path).entries] == ["a"]
+    assert "b is left out: it cannot be read" in caplog.text
 
 
 def test_an_ensemble_needs_no_arm_and_no_cells(tmp_path: Path) -> None:
@@ -280,7 +301,7 @@ def test_a_score_inside_the_metrics_range_is_kept(
 def test_a_score_needs_a_submission_and_a_record_its_keys(tmp_path: Path) -> None:
     folder = make(tmp_path, "a", folds(0.5))
     folder.recorded.write_text('{"public": 1.0}', encoding="utf-8")
-    with pytest.raises(InputError, match="is no record of scores"):
+    with pytest.raises(InputError, match="json: has no key 'private'"):
         read_recorded(folder)
     folder.recorded.unlink()
     folder.submission.unlink()

@@ -235,7 +235,7 @@ def test_seeds_with_other_folds_are_refused(toy: Competition, tmp_path: Path) ->
     good = tables(toy, seeds=2)
     good["oof"].loc[35, "fold"] = "f4"
     message = refused(write(tmp_path / "theirs", good), toy)
-    assert "row 37: id 'train-005' is in another fold with another seed" in message
+    assert "row 37, column 'fold': id 'train-005' has another fold with another seed" in message
 
 
 @pytest.mark.parametrize("file", ["oof", "test_predictions"])

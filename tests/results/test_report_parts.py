@@ -164,7 +164,17 @@ def test_a_curve_is_the_mean_over_the_cells_of_its_seeds(tmp_path: Path) -> None
     assert everything is not None and len(everything.cells) == 3
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "lo', '{"step": 1}', "[1, 2]", "7"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"step": 1, "lo', '{"step": 1}', "[1, 2]", "7", "[" * 100_000),
+        *('{"step": "a", "loss": 1}', '{"step": [3], "loss": [1]}', '{"step": [3], "loss": 1}'),
+        '{"step": 3, "loss": [1]}',
+        *('{"step": 3, "loss": null}', '{"step": 3, "loss": NaN}', '{"step": 1e400, "loss": 1}'),
+        *('{"step": 2, "loss": 1}', '{"step": 0, "loss": 1}', '{"step": -1, "loss": 1}'),
+    ],
+    ids=lambda line: line[:30],
+)
 def test_a_damaged_log_is_named(line: str, tmp_path: Path) -> None:
     write_log(tmp_path, "seed0-fold0", [2.0, 1.0])
     log = tmp_path / "cells" / "seed0-fold0" / "log.jsonl"
@@ -240,14 +250,15 @@ def write_run(run: Path, seeds: tuple[int, ...], probabilities: np.ndarray) -> N
     layers = []
     for seed, layer in zip(seeds, probabilities, strict=True):
         table = pd.DataFrame(layer, columns=[f"p_{name}" for name in CLASSES])
-        table[["id", "seed", "label"]] = [[f"r{n}", seed, CLASSES[n % 3]] for n in range(4)]
+        table[["id", "seed", "fold"]] = [[f"r{n}", seed, n % 2] for n in range(4)]
+        table["label"] = [CLASSES[n % 3] for n in range(4)]
         layers.append(table)
     pd.concat(layers).to_csv(run / "oof.csv", index=False)
 
 
 def test_seeds_that_a_later_run_took_from_oof_are_read_from_their_cells(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    stored, logits = random.random((1, 4, 3)), random.standard_normal((4, 3))
+    stored, logits = random.dirichlet([1, 1, 1], (1, 4)), random.standard_normal((4, 3))
     write_run(tmp_path, (1000,), stored)
     for fold, rows in enumerate(([2, 0], [1, 3])):
         cell = tmp_path / "cells" / f"seed0-fold{fold}"
@@ -265,6 +276,6 @@ def test_seeds_that_a_later_run_took_from_oof_are_read_from_their_cells(tmp_path
 
 def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
     assert read_predictions(tmp_path, CLASSES, False, (0,)) is None
-    write_run(tmp_path, (0,), np.ones((1, 4, 3)))
+    write_run(tmp_path, (0,), np.full((1, 4, 3), 1 / 3))
     with pytest.raises(InputError, match="no column 'p_d'"):
         read_predictions(tmp_path, ("a", "d"), False, (0,))

@@ -125,9 +125,13 @@ def _read_member(arm: dict[str, Any], runs: Path, competition: dict[str, Any]) -
     run, multi_label = runs / arm["folder"], competition["task"] == "multi_label"
     return _Member(
         arm,
-        read_json(run / "config.json")["arm"] if (run / "config.json").is_file() else {},
+        read_json(run / "config.json", {"arm.training?": dict})["arm"]
+        if (run / "config.json").is_file()
+        else {},
         read_curve(run, arm["seeds"]),
-        read_predictions(run, competition["classes"], multi_label, arm["seeds"]),
+        read_predictions(
+            run, competition["classes"], multi_label, arm["seeds"], competition["train_rows"]
+        ),
     )
 
 

@@ -54,8 +54,12 @@ def _read_log(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return steps and losses of a cell."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return np.array([x["step"] for x in lines]), np.array([x["loss"] for x in lines])
-    except (ValueError, KeyError, TypeError) as error:
+        steps = np.array([float(x["step"]) for x in lines])
+        losses = np.array([float(x["loss"]) for x in lines])
+        if not np.isfinite([steps, losses]).all() or (np.diff(steps, prepend=0) <= 0).any():
+            raise ValueError("steps must rise from 1, with a loss each")
+        return steps, losses
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"is no log of a training ({type(error).__name__}: {error})",
             file=path,

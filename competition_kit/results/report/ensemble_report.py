@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from competition_kit.files import atomic_write, read_json
+from competition_kit.files import NUMBER, SCORE, Wanted, atomic_write, read_json
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.report.ablation_plots import forest_plot
 from competition_kit.results.report.ensemble_plots import (
@@ -19,6 +19,32 @@ from competition_kit.results.report.page import render_html
 
 __all__ = ["write_ensemble_report"]
 
+# what the page says of config.json and metrics.json
+_CONFIG: Wanted = {
+    "rules.title": str,
+    "classes.*": str,
+    "train_rows": int,
+    **dict.fromkeys(("command", "version", "versions.*", "data_hash", "fold_hash"), str),
+}
+_METRICS: Wanted = {
+    **dict.fromkeys(("metric", "method", "conclusions.*"), str),
+    "greater_is_better": bool,
+    **dict.fromkeys(("mean", "sd", "oof_of_mean"), SCORE),
+    **dict.fromkeys(("methods.*.name", "methods.*.summary"), str),
+    "methods.*.learns": bool,
+    "methods.*.weights": list | None,
+    **{f"methods.*.{key}": SCORE for key in ("score", "in_sample")},
+    **{f"methods.*.over_mean.{key}": SCORE for key in ("delta", "low", "high")},
+    "methods.*.over_mean.level": NUMBER,
+    "methods.*.over_mean.verdict": str,
+    "members.*.name": str,
+    "members.*.seeds": int,
+    **{f"members.*.{key}": SCORE for key in ("score", "error_correlation", "adds")},
+    "error_correlation.*.*": SCORE,
+    "rule": dict | None,
+}
+_HELD_OUT: Wanted = {"score": NUMBER, "rows": int}
+
 
 def write_ensemble_report(folder: RunFolder) -> Path:
     """Write `report.html` into an ensemble's folder; return its path.
@@ -26,12 +52,12 @@ def write_ensemble_report(folder: RunFolder) -> Path:
     Raises:
         ModuleNotFoundError: without Jinja2 or matplotlib.
     """
-    config, metrics = read_json(folder.config), read_json(folder.metrics)
+    config, metrics = read_json(folder.config, _CONFIG), read_json(folder.metrics, _METRICS)
     page = render_html(
         "ensemble.html.j2",
         config=config,
         metrics=metrics,
-        held_out=read_json(folder.held_out) if folder.held_out.is_file() else None,
+        held_out=read_json(folder.held_out, _HELD_OUT) if folder.held_out.is_file() else None,
         methods=[_with_optimism(method, metrics) for method in metrics["methods"]],
         weights={method["name"]: method["weights"] for method in metrics["methods"]},
         plots=_plots(metrics),

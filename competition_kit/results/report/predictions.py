@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from competition_kit.results.metrics import decide, to_probabilities
-from competition_kit.results.oof import read_oof, targets_of
+from competition_kit.results.oof import read_oof
 
 __all__ = [
     "Flip",
@@ -50,32 +50,35 @@ class Predictions:
 
 
 def read_predictions(
-    run: Path, classes: Sequence[str], multi_label: bool, seeds: Sequence[int]
+    run: Path,
+    classes: Sequence[str],
+    multi_label: bool,
+    seeds: Sequence[int],
+    rows: int | None = None,
 ) -> Predictions | None:
     """Read the out-of-fold predictions of these seeds; None where a run folder lacks some.
 
     `oof.csv` holds the seeds of the folder's last run; those of earlier runs are in its cells.
 
+    Args:
+        rows: as `read_oof` takes them.
+
     Raises:
-        InputError: if oof.csv lacks a column.
+        InputError: if oof.csv is damaged.
     """
     path = run / "oof.csv"
     if not path.is_file():
         return None
-    table = read_oof(path, classes)
-    columns = [f"p_{name}" for name in classes]
-    rows = table[table["seed"] == table["seed"].iloc[0]]
+    oof = read_oof(path, classes, multi_label, rows=rows)
     layers = []
     for seed in seeds:
-        found = table[table["seed"] == str(seed)]
-        if len(found):
-            layers.append(found[columns].to_numpy(dtype=float))
-        elif (layer := _from_cells(run, seed, (len(rows), len(classes)), multi_label)) is not None:
-            layers.append(layer)
-        else:
+        layer = oof.layers.get(seed)
+        if layer is None:
+            layer = _from_cells(run, seed, (len(oof.ids), len(classes)), multi_label)
+        if layer is None:
             return None
-    targets = targets_of(rows["label"], classes, multi_label)
-    return Predictions(tuple(rows["id"]), tuple(classes), targets, np.stack(layers))
+        layers.append(layer)
+    return Predictions(oof.ids, tuple(classes), oof.targets, np.stack(layers))
 
 
 def _from_cells(

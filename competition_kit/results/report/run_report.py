@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from competition_kit.errors import InputError
-from competition_kit.files import atomic_write, read_json
+from competition_kit.files import NUMBER, SCORE, Wanted, atomic_write, read_json
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.report.curves import read_curve
 from competition_kit.results.report.page import render_html
@@ -23,6 +23,37 @@ from competition_kit.results.report.predictions import (
 
 __all__ = ["write_run_report"]
 
+# what the page says of config.json and metrics.json
+_CONFIG: Wanted = {
+    "rules.title": str,
+    "rules.task": str,
+    "classes.*": str,
+    "train_rows": int,
+    "test_rows": int,
+    "seeds.*": int,
+    **{f"arm.{key}": str for key in ("model", "strategy", "tricks", "pooling", "version")},
+    **{f"arm.{key}": str for key in ("data_hash", "fold_hash")},
+    "arm.dropout": NUMBER | None,
+    "arm.max_length": int,
+    "arm.training": dict,
+    "placement.workers": int,
+    "command": str,
+    "versions.*": str,
+    "git_commit": str | None,
+}
+_METRICS: Wanted = {
+    "metric": str,
+    "greater_is_better": bool,
+    **dict.fromkeys(("mean", "sd", "oof_of_mean", "floor.mean", "floor.folds.*"), SCORE),
+    "passes.*": NUMBER,
+    "cells.*.seed": int,
+    "cells.*.fold": str,
+    "cells.*.score": SCORE,
+    **{f"cells.*.{key}": NUMBER for key in ("fit_seconds", "shift_norm", "peak_memory_mb")},
+    "cells.*.device": str,
+}
+_HELD_OUT: Wanted = {"score": NUMBER, "rows": int}
+
 
 def write_run_report(folder: RunFolder) -> Path:
     """Write `report.html` into a finished run folder; return its path.
@@ -33,9 +64,11 @@ def write_run_report(folder: RunFolder) -> Path:
     """
     import jinja2  # noqa: F401  so that this one is named first where both are missing
 
-    config, metrics = read_json(folder.config), read_json(folder.metrics)
+    config, metrics = read_json(folder.config, _CONFIG), read_json(folder.metrics, _METRICS)
     classes, multi_label = config["classes"], config["rules"]["task"] == "multi_label"
-    predictions = read_predictions(folder.path, classes, multi_label, config["seeds"])
+    predictions = read_predictions(
+        folder.path, classes, multi_label, config["seeds"], config["train_rows"]
+    )
     if predictions is None:
         raise InputError(
             "no predictions", file=folder.oof, remedy="run the command that made it again"
@@ -46,7 +79,7 @@ def write_run_report(folder: RunFolder) -> Path:
         "run.html.j2",
         config=config,
         metrics=metrics,
-        held_out=read_json(folder.held_out) if folder.held_out.is_file() else None,
+        held_out=read_json(folder.held_out, _HELD_OUT) if folder.held_out.is_file() else None,
         scores=fold_score_plot("scores", metrics),
         curves=curve_plot("curves", "Learning curves of the cells", curve) if curve else None,
         classes=class_scores(predictions),
