@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 141
     except OSError as error:  # a path that is too long, a disk that fails
-        if error.filename is None:
+        if error.filename is None and error.errno not in REMEDIES:
             raise
         remedy = REMEDIES.get(error.errno or 0, "check this path and the disk that it is on")
         refused = InputError(str(error.strerror), file=error.filename, remedy=remedy)

@@ -103,3 +103,15 @@ def test_a_thread_may_run_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     with_command(monkeypatch, lambda: 7)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(main, ["runs"]).result() == 7
+
+
+def test_output_that_finds_no_room_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def full() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")  # of stdout: no file name
+
+    with_command(monkeypatch, full)
+
+    assert main(["runs"]) == 2
+    assert capsys.readouterr().err == "error: No space left on device; free some space\n"
