@@ -93,7 +93,7 @@ def _write_error(path: Path, error: OSError) -> Exception:
         return InputError(
             f"cannot be written ({error.strerror})",
             file=path,
-            remedy="choose a folder that you can write to, for runs with --out",
+            remedy="choose a folder that you can write to (for runs: --out)",
         )
     return error
 

@@ -94,7 +94,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _settings(folder: RunFolder) -> dict[str, Any]:
     """Return config.json of a run that has models whose labels others may learn from."""
-    from competition_kit.files import hash_json, read_json
+    from competition_kit.files import read_json
+    from competition_kit.harness.finished import check_arm
 
     arm = read_json(folder.config, {"arm?": dict}).get("arm")
     if arm is None:
@@ -110,12 +111,7 @@ def _settings(folder: RunFolder) -> dict[str, Any]:
             remedy="give the run that it was made from: errors would confirm themselves",
         )
     config = read_json(folder.config, SETTINGS)
-    if hash_json({key: arm[key] for key in arm if key != "pseudo"}) != config["arm_hash"]:
-        raise InputError(
-            "its key 'arm' was changed: 'arm_hash' is of another one",
-            file=folder.config,
-            remedy="run the run's command again",
-        )
+    check_arm(folder, config)
     return config
 
 

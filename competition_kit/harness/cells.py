@@ -17,6 +17,7 @@ from competition_kit.errors import InputError
 from competition_kit.files import atomic_write, hash_json, read_json, write_json
 
 __all__ = [
+    "UNITS",
     "Arm",
     "Cell",
     "CellJob",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 
+# kinds of passes through the encoder, each in units of a forward
 UNITS = {"forwards": 1.0, "backwards": 2.0, "input_backwards": 1.0}
 
 
@@ -193,6 +195,7 @@ def load_cell(folder: Path, arm: Arm, cell: Cell) -> CellResult | None:
             np.load(file, allow_pickle=False) as arrays,
         ):
             predictions = {name: arrays[name] for name in arrays.files}
+        pass_units(numbers["passes"])  # whoever counts them later finds known kinds
         lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
         return CellResult(**predictions, log=[json.loads(line) for line in lines], **numbers)
     except Exception as error:  # damaged zip files make their readers raise nearly anything

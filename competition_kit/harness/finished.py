@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from competition_kit.errors import InputError
-from competition_kit.files import read_json
+from competition_kit.files import hash_json, read_json
 from competition_kit.harness.cells import Cell
 from competition_kit.harness.run_folder import RunFolder
 
-__all__ = ["CELLS", "check_finished", "run_cells"]
+__all__ = ["CELLS", "check_arm", "check_finished", "run_cells"]
 
 CELLS = {"cells.*.seed": int, "cells.*.fold": str}  # of metrics.json, as `read_json` takes it
 
@@ -70,6 +70,21 @@ def run_cells(folder: RunFolder) -> list[Cell]:
         fold: number for number, fold in enumerate(dict.fromkeys(c["fold"] for c in written))
     }
     return [Cell(cell["seed"], numbers[cell["fold"]]) for cell in written]
+
+
+def check_arm(folder: RunFolder, config: dict[str, Any]) -> None:
+    """Check that config.json's arm is the one that the run trained.
+
+    Raises:
+        InputError: if its hash is another one (someone edited it).
+    """
+    arm = {key: value for key, value in config["arm"].items() if key != "pseudo" or value}
+    if hash_json(arm) != config["arm_hash"]:
+        raise InputError(
+            "its key 'arm' was changed: 'arm_hash' is of another one",
+            file=folder.config,
+            remedy="run the run's command again",
+        )
 
 
 def _planned(folder: RunFolder, config: dict[str, Any]) -> list[Cell]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from competition_kit.data.presence import is_there
 from competition_kit.data.rules import CVRules, Rules
 from competition_kit.errors import InputError
 from competition_kit.files import Wanted, read_json
 from competition_kit.harness.cells import Cell
-from competition_kit.harness.finished import check_finished, run_cells
+from competition_kit.harness.finished import check_arm, check_finished, run_cells
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.training.recipe import Pooling, Precision
 
@@ -98,9 +98,7 @@ def _stored_run(
     folder: RunFolder, config: dict[str, Any], cells: list[Cell], command: str
 ) -> StoredRun:
     arm = config["arm"]
-    for value, known in ((arm["pooling"], Pooling), (arm["training"]["precision"], Precision)):
-        if value not in get_args(known):
-            raise ValueError(f"{value!r} is none of {get_args(known)}")
+    check_arm(folder, config)
     without = [cell for cell in cells if not is_there(folder.weights(cell))]
     if without:
         flag = "" if "--save-models" in shlex.split(command) else " --save-models"

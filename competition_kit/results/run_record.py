@@ -12,7 +12,7 @@ import numpy as np
 from competition_kit.data.competition import load_competition
 from competition_kit.errors import InputError, examples
 from competition_kit.files import NUMBER, Wanted, read_json
-from competition_kit.harness.cells import pass_units
+from competition_kit.harness.cells import UNITS, pass_units
 from competition_kit.harness.finished import check_finished
 from competition_kit.harness.run_folder import RunFolder
 from competition_kit.results.ablation import ArmRecord, Labels
@@ -41,7 +41,7 @@ _METRICS: Wanted = {
     "cells?.*.fit_seconds": NUMBER,
     "cells?.*.fit_cpu_seconds?": NUMBER,
     "cells?.*.peak_memory_mb": NUMBER,
-    "passes?.*": NUMBER,
+    **{f"passes?.{kind}": NUMBER for kind in UNITS},
     "commits?.*": str | None,
 }
 
@@ -118,7 +118,7 @@ class RunRecord:
             scores=np.array(scores),
             oof=oof,
             test=np.zeros((len(seeds), 0, len(self.classes))),
-            passes=pass_units(self.metrics["passes"]) * epochs
+            passes=pass_units({kind: self.metrics["passes"][kind] for kind in UNITS}) * epochs
             if cells and "passes" in self.metrics
             else np.nan,
             seconds=_median([cell["fit_seconds"] for cell in cells]),

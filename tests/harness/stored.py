@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from competition_kit.cli import main
+from competition_kit.harness.cells import Arm
 
 WORDS = "good great bad awful table chair river 好 坏 😀".split()
 
@@ -82,12 +83,14 @@ def copy_of(folder: Path, place: Path) -> Path:
 
 def made_on(run: Path, device: str, precision: str) -> None:
     """Write down that the cells were computed on this device, in this precision."""
-    for path in run.glob("cells/*/metrics.json"):
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(numbers | {"device": device}), encoding="utf-8")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     config["arm"]["training"]["precision"] = precision
+    config["arm_hash"] = Arm(**config["arm"]).hash
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for path in run.glob("cells/*/metrics.json"):
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        numbers |= {"device": device, "arm": config["arm_hash"]}
+        path.write_text(json.dumps(numbers), encoding="utf-8")
 
 
 @contextmanager

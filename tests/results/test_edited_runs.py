@@ -165,7 +165,10 @@ def test_a_file_that_lacks_its_keys_is_named(
         *(("score", "metrics", key) for key in ("metric", "mean", "sd", "oof_of_mean")),
         ("record", "metrics", "metric"),
         *(("compare", "config", key) for key in ("classes", "rules.task", "arm.training.epochs")),
-        *(("compare", "metrics", key) for key in ("cells.0.fit_seconds", "cells.1.device")),
+        *(
+            ("compare", "metrics", key)
+            for key in ("cells.0.fit_seconds", "cells.1.device", "passes.backwards")
+        ),
         *(("report", "config", key) for key in ("rules.title", "arm.dropout", "seeds")),
         *(("report", "metrics", key) for key in ("cells", "floor.folds", "cells.1.fold")),
         *(("pseudo", "config", key) for key in ("rules", "arm_hash", "competition_folder")),
