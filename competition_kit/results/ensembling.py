@@ -33,7 +33,15 @@ class Weighted:
     weights: tuple[float, ...]
 
     def __call__(self, stack: np.ndarray) -> np.ndarray:
-        return np.tensordot(np.array(self.weights), stack, axes=1)
+        return _weighted_mean(np.array(self.weights), stack)
+
+
+def _weighted_mean(weights: np.ndarray, stack: np.ndarray) -> np.ndarray:
+    """Return sum_k w_k p_k, the same to the last bit in every order of the members.
+
+    Sums in another order round differently, and a last bit can decide between two tied classes.
+    """
+    return np.sort(weights[:, None, None] * stack, axis=0).sum(axis=0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ def _greedy(stack: np.ndarray, objective: Objective) -> Blend:
 
     Metrics are steps, so an average of bags may lie below a single member on the rows that all of
     them were drawn from; then one selection on all rows is taken, which starts from that member.
-    (Sums in another order may round a tie away; the member itself is the last resort.)
+    (Its sums may round a tie away; the member itself is the last resort.)
     """
     generator = np.random.default_rng(0)
     bags = [objective.bootstrap(generator) for _ in range(BAGS)]
@@ -197,9 +205,9 @@ def _climb(
     weights: np.ndarray, stack: np.ndarray, objective: Objective
 ) -> tuple[tuple[float, float], np.ndarray]:
     """Set one member's share, the others in proportion, while that makes the blend better."""
-    best = objective.merit(np.tensordot(weights, stack, axes=1))
+    best = objective.merit(_weighted_mean(weights, stack))
     while True:
-        blended = np.tensordot(weights, stack, axes=1)
+        blended = _weighted_mean(weights, stack)
         moves = []
         for number, (member, share) in enumerate(zip(stack, weights, strict=True)):
             if share < 1:
@@ -213,7 +221,7 @@ def _climb(
         _, number, new = max(moves, key=lambda move: move[0])
         moved = weights * (1 - new) / (1 - weights[number])
         moved[number] = new
-        merit = objective.merit(np.tensordot(moved, stack, axes=1))
+        merit = objective.merit(_weighted_mean(moved, stack))
         if not _clearly_above(merit, best):
             return best, weights
         weights, best = moved, merit
