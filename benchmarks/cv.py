@@ -1,15 +1,19 @@
 """A whole cross-validation: where its time goes, and how long Trainer takes for the same, fold by fold.
 
     python -m benchmarks.cv                      # 5 folds, 2 seeds on tweets: where the time goes
-    python -m benchmarks.cv --peer --precision bf16 --repetitions 5        # on a GPU
+    python -m benchmarks.cv --peer --shape roberta-base --seeds 0 --precision bf16     # on a GPU
 
 The kit's side is the command itself, `run_cv.py cv`, from its start to its end, in an empty folder:
 start, tokens, floor, workers, training, predictions, files and report. With `--peer` a script that
 trains the same folds one after the other with transformers' Trainer (texts of similar length
 together, same encoder, epochs and batch size) and predicts the same rows runs in turn with it.
 
-Outside training is what processor time the workers had (workers x seconds of the command) minus
-what they spent in `fit_fold`. The predictions that cross-validation must make are shown apart.
+All parts are of the time that the workers had: workers x seconds of the command. Training is what
+they spent in `fit_fold`, predicting what they spent on the predictions that cross-validation must
+make. The rest, as the run folder's files date it, is three parts: before the first cell (until
+config.json is written: start, imports, tokens), after the last (from its metrics.json to the end:
+the floor, if it is still awaited, files, report), and between (the remainder: start of the workers,
+what a cell does around training, a worker that is idle while another trains the last cell).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +33,34 @@ from benchmarks.environment import environment, publish, result_path
 from benchmarks.flags import (
     add_device_flags,
     add_model_flags,
+    add_shape_flag,
     default_device,
     make_parser,
     prepared,
 )
 from benchmarks.spread import ratios, spread
+from benchmarks.workload import SHAPES, save_encoder
 from competition_kit.commands.flags import count
 from competition_kit.errors import KitError
 from competition_kit.files import read_json
 
 __all__ = ["Run", "main", "run_kit"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+PEER = "Trainer, fold by fold"
 DATA = "tweets"
-HEADER = ("side", "seconds", "min-max", "training", "predicting", "rest", "score")
+HELP_STARTS = 5  # processes
+POSITIONS = 512  # of a random encoder
+PARTS = ("training", "predicting", "rest", "before", "between", "after")
+HEADER = ("side", "seconds", "min-max", *PARTS, "score")
 
 
 class Run(dict[str, float]):
-    """Seconds of one run, what part of the workers' time went where, and the score."""
+    """Seconds of one run, what part of the workers' time went where, and the score.
+
+    `rest` is what is neither training nor predicting. The kit's has it in `before`, `between` and
+    `after`; a peer's has not.
+    """
 
 
 def run_kit(data: Path, model: str, flags: Sequence[str]) -> Run:
@@ -58,24 +72,26 @@ def run_kit(data: Path, model: str, flags: Sequence[str]) -> Run:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, str(ROOT / "run_cv.py"), "cv", "--data", str(data)]
         command += ["--model", model, "--out", out, *flags]
-        start = time.perf_counter()
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
-        if ended.returncode != 0:
-            raise KitError(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stderr}")
+        begun, seconds = _timed(command)
         (path,) = Path(out).glob("*/*/metrics.json")
         cells = read_json(path)["cells"]
-        workers = read_json(path.with_name("config.json"))["placement"]["workers"]
+        config = path.with_name("config.json")
+        workers = read_json(config)["placement"]["workers"]
+        prepared_at = config.stat().st_mtime
+        last_cell_at = max(
+            file.stat().st_mtime for file in path.parent.glob("cells/*/metrics.json")
+        )
     whole = workers * seconds
-    fit = sum(cell["fit_seconds"] for cell in cells) / whole
-    predicted = sum(cell["predict_seconds"] for cell in cells) / whole
-    return Run(
-        seconds=seconds,
-        training=fit,
-        predicting=predicted,
-        rest=1.0 - fit - predicted,
+    run = _run(
+        seconds,
+        fit=sum(cell["fit_seconds"] for cell in cells) / whole,
+        predicted=sum(cell["predict_seconds"] for cell in cells) / whole,
         score=sum(cell["score"] for cell in cells) / len(cells),
     )
+    run["before"] = (prepared_at - begun) / seconds
+    run["after"] = (begun + seconds - last_cell_at) / seconds
+    run["between"] = run["rest"] - run["before"] - run["after"]
+    return run
 
 
 def run_peer(data: Path, model: str, flags: Sequence[str]) -> Run:
@@ -88,20 +104,69 @@ def run_peer(data: Path, model: str, flags: Sequence[str]) -> Run:
         path = Path(out) / "peer.json"
         command = [sys.executable, "-m", "benchmarks.peer_cv", "--data", str(data)]
         command += ["--model", model, "--json", str(path), *flags]
-        start = time.perf_counter()
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-        seconds = time.perf_counter() - start
-        if ended.returncode != 0:
-            raise KitError(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stderr}")
+        _, seconds = _timed(command)
         found = read_json(path)
-    training, predicting = found["fit_seconds"] / seconds, found["predict_seconds"] / seconds
-    return Run(
-        seconds=seconds,
-        training=training,
-        predicting=predicting,
-        rest=1.0 - training - predicting,
+    return _run(
+        seconds,
+        fit=found["fit_seconds"] / seconds,
+        predicted=found["predict_seconds"] / seconds,
         score=found["score"],
     )
+
+
+def help_seconds() -> dict[str, float]:
+    """Return median, least and greatest seconds of `run_cv.py --help`.
+
+    Raises:
+        KitError: if it does not end well.
+    """
+    command = [sys.executable, str(ROOT / "run_cv.py"), "--help"]
+    return spread([_timed(command)[1] for _ in range(HELP_STARTS)])
+
+
+def _run(seconds: float, *, fit: float, predicted: float, score: float) -> Run:
+    rest = 1.0 - fit - predicted
+    return Run(
+        seconds=seconds,
+        training=fit,
+        predicting=predicted,
+        rest=rest,
+        rest_and_predicting=rest + predicted,
+        score=score,
+    )
+
+
+def _timed(command: list[str]) -> tuple[float, float]:
+    """Run a command; return when it began, as files are dated, and how many seconds it took.
+
+    Raises:
+        KitError: if it does not end well.
+    """
+    begun, start = time.time(), time.perf_counter()
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    seconds = time.perf_counter() - start
+    if ended.returncode != 0:
+        raise KitError(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stderr}")
+    return begun, seconds
+
+
+def _model(options: argparse.Namespace, folder: Path) -> str:
+    """Return the encoder: the one that was named, or a random one of the shape, made here."""
+    if options.shape is None:
+        named = Path(options.model)
+        return str(named.resolve()) if named.is_dir() else options.model
+    kind, settings = SHAPES[options.shape]
+    save_encoder(folder, kind, settings, positions=max(POSITIONS, options.max_length))
+    return str(folder)
+
+
+def _interleaved(sides: dict[str, Callable[[], Run]], repetitions: int) -> dict[str, list[Run]]:
+    runs: dict[str, list[Run]] = {side: [] for side in sides}
+    for repetition in range(repetitions):
+        for side in list(sides) if repetition % 2 == 0 else list(reversed(sides)):
+            runs[side].append(sides[side]())
+            print(f"{side}: {runs[side][-1]['seconds']:.1f} s", file=sys.stderr)
+    return runs
 
 
 def _figures(runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
@@ -117,18 +182,28 @@ def _row(side: dict[str, Any]) -> list[str]:
         side["side"],
         f"{seconds['median']:.1f}",
         f"{seconds['min']:.1f}-{seconds['max']:.1f}",
-        *(f"{side[part]['median']:.1%}" for part in ("training", "predicting", "rest")),
+        *(f"{side[part]['median']:.1%}" if part in side else "" for part in PARTS),
         f"{side['score']['median']:.4f}",
     ]
+
+
+def _rest(side: dict[str, Any]) -> str:
+    without, with_ = side["rest"], side["rest_and_predicting"]
+    return (
+        f"{side['side']}, outside training: {without['median']:.1%} "
+        f"({without['min']:.1%}-{without['max']:.1%}) without the predictions, "
+        f"{with_['median']:.1%} ({with_['min']:.1%}-{with_['max']:.1%}) with them"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "cv",
         "Where the time of a whole cross-validation goes, and what a peer takes.",
-        repetitions=1,
+        repetitions=5,
     )
     add_model_flags(parser, DATA)
+    add_shape_flag(parser)
     add_device_flags(parser)
     parser.add_argument("--folds", type=count(2), default=5, help=" ")
     parser.add_argument("--seeds", type=count(0), nargs="+", default=[0, 1], help=" ")
@@ -154,38 +229,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     flags = [str(part) for flag, values in shared.items() for part in (flag, *values)]
     own = flags if options.workers is None else [*flags, "--workers", str(options.workers)]
-    sides = {"kit": lambda: run_kit(options.data, options.model, own)}
-    if options.peer:
-        sides["Trainer, fold by fold"] = lambda: run_peer(options.data, options.model, flags)
-    runs: dict[str, list[Run]] = {side: [] for side in sides}
+    name = f"{options.shape} shape, random" if options.shape else Path(options.model).name
     try:
-        prepared(options.data)
-        for repetition in range(options.repetitions):
-            order = list(sides) if repetition % 2 == 0 else list(reversed(sides))
-            for side in order:
-                runs[side].append(sides[side]())
-                print(f"{side}: {runs[side][-1]['seconds']:.1f} s", file=sys.stderr)
+        data = prepared(options.data).resolve()
+        with tempfile.TemporaryDirectory() as folder:
+            model = _model(options, Path(folder) / "encoder")
+            sides = {"kit": lambda: run_kit(data, model, own)}
+            if options.peer:
+                sides[PEER] = lambda: run_peer(data, model, flags)
+            runs = _interleaved(sides, options.repetitions)
+        start = help_seconds()
     except KitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     figures: dict[str, Any] = {
-        "settings": {
-            "model": Path(options.model).name,
-            "data": options.data.name,
-            "flags": own,
-        },
+        "settings": {"model": name, "data": options.data.name, "flags": own},
         "repetitions": options.repetitions,
         "sides": _figures(runs),
+        "help_seconds": start,
     }
     notes = [
-        f"{options.data.name}, {Path(options.model).name}, {options.folds} folds, "
+        f"{options.data.name}, {name}, {options.folds} folds, "
         f"{len(options.seeds)} seeds, {options.epochs} epochs, {options.precision}; "
         f"{options.repetitions} repetitions, medians",
-        "training, predicting, rest: parts of the time that the workers had",
+        "parts of the time that the workers had; rest = before the first cell + between + after "
+        "the last",
+        *(_rest(side) for side in figures["sides"]),
+        f"run_cv.py --help: {start['median']:.2f} s ({start['min']:.2f}-{start['max']:.2f}), "
+        f"{HELP_STARTS} processes",
     ]
+    if options.shape:
+        notes.append("random weights learn little: the scores say nothing here")
     if options.peer:
         seconds = {side: [run["seconds"] for run in found] for side, found in runs.items()}
-        faster = spread(ratios(seconds["Trainer, fold by fold"], seconds["kit"]))
+        faster = spread(ratios(seconds[PEER], seconds["kit"]))
         figures["kit_is_times_as_fast"] = faster
         notes.append(
             f"the kit is {faster['median']:.2f} times as fast "

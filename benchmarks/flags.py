@@ -17,6 +17,7 @@ from competition_kit.training.recipe import Precision
 __all__ = [
     "add_device_flags",
     "add_model_flags",
+    "add_shape_flag",
     "add_shape_flags",
     "default_device",
     "make_parser",
@@ -43,9 +44,14 @@ def add_model_flags(parser: argparse.ArgumentParser, data: str) -> None:
     parser.add_argument("--batch-size", type=count(1), default=16, help="rows")
 
 
+def add_shape_flag(parser: argparse.ArgumentParser, what: str = "weights") -> None:
+    """Add what replaces the encoder (and more, if `what` says so) by a random one of a known size."""
+    parser.add_argument("--shape", choices=tuple(SHAPES), help=f"random {what} instead")
+
+
 def add_shape_flags(parser: argparse.ArgumentParser) -> None:
     """Add what replaces encoder and texts by random ones of a known size."""
-    parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights and tokens instead")
+    add_shape_flag(parser, "weights and tokens")
     parser.add_argument(
         "--length", type=count(4), default=128, help="tokens of a row, with --shape"
     )

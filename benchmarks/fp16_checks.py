@@ -29,7 +29,7 @@ __all__ = ["check_fit", "check_huge_scale"]
 RECIPE = Recipe(epochs=5, lr=3e-3, batch_size=8, warmup_ratio=0.0, precision="fp16")
 ROWS = 96
 OVERFLOW_AT = 9  # optimizer step, from 0
-LOSS_LEFT = 0.7  # of the first steps' loss, after training
+LOSS_LEFT = 0.85  # of the first steps' loss, after training: 0.05 to 0.56 on a CPU, smart the most
 HUGE = 2.0**40  # a first loss scale with which every gradient overflows
 PATIENCE = 40  # steps in which the scale must have come down, halving each time
 

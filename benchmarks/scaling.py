@@ -29,10 +29,9 @@ import torch
 from benchmarks.environment import environment, publish, result_path
 from benchmarks.flags import make_parser
 from benchmarks.spread import spread
-from benchmarks.workload import random_encoder
+from benchmarks.workload import save_encoder
 from competition_kit.commands.flags import count
 from competition_kit.errors import KitError
-from competition_kit.model_source import DEFAULT_MODEL, find_model
 
 __all__ = ["Size", "main", "measure"]
 
@@ -85,7 +84,7 @@ def measure(base: Size, doublings: int, repetitions: int) -> list[dict[str, Any]
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _save_encoder(folder / "encoder")
+        save_encoder(folder / "encoder", "bert", ENCODER, positions=64)
         for rows in {size.rows for sizes in plans.values() for _, size, _ in sizes}:
             _save_competition(folder / f"rows{rows}", rows)
         for what, sizes in plans.items():
@@ -142,16 +141,6 @@ def _run(folder: Path, size: Size, arms: int) -> tuple[float, float]:
     if code != 0:
         raise KitError(f"{' '.join(command)} ended with {code}:\n{ended.stderr}")
     return seconds, peak
-
-
-def _save_encoder(folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(find_model(DEFAULT_MODEL).folder)
-    torch.manual_seed(0)
-    settings = {**ENCODER, "vocab_size": len(tokenizer)}
-    random_encoder("bert", settings, positions=64).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _save_competition(folder: Path, rows: int) -> None:

@@ -22,7 +22,7 @@ from competition_kit.data.encoding import Encoded, collate
 from competition_kit.training.model import build_classifier, parameter_groups
 from competition_kit.training.recipe import Precision, Recipe
 
-__all__ = ["SIDES", "Rows", "Side", "matrix_rate", "serve"]
+__all__ = ["SIDES", "Rows", "Side", "matrix_rate", "serve", "sides_on"]
 
 WARM_UP_BATCHES = 4
 SCORED_ROWS = 16  # the kit's cells predict a fold as well, which is not timed
@@ -174,7 +174,8 @@ class Side:
 
     Attributes:
         one_per_core: on the CPU, one process on each core with one thread (as the kit does), each
-            training all rows; else one process with all threads.
+            training all rows; else one process with all threads. Nothing in a peer trains folds
+            side by side: one on each core is what it could do, not what it does.
     """
 
     name: str
@@ -188,8 +189,24 @@ SIDES = (
     Side("kit, one process", kit),
     Side("Trainer, dynamic padding", trainer),
     Side("Trainer, grouped by length", trainer_by_length),
+    Side("Trainer, dynamic padding, one per core", trainer, one_per_core=True),
+    Side("Trainer, grouped by length, one per core", trainer_by_length, one_per_core=True),
     Side("plain loop, padded to 128", padded_loop),
 )
+
+
+def sides_on(device: str, workers: int | None) -> tuple[Side, ...]:
+    """Return what to measure: with one process a side, as on a GPU, no side twice.
+
+    Args:
+        workers: processes of the sides with `one_per_core`, if they were chosen.
+    """
+    if workers is None and device != "cpu":
+        workers = 1
+    if workers != 1:
+        return SIDES
+    first = {side.train: side for side in reversed(SIDES)}
+    return tuple(side for side in SIDES if side is first[side.train])
 
 
 def _now(device: str) -> float:

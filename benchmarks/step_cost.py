@@ -47,6 +47,7 @@ from competition_kit.commands.flags import count
 from competition_kit.data.encoding import Batch
 from competition_kit.errors import KitError
 from competition_kit.strategies import STRATEGIES
+from competition_kit.training.kernels import without_cudnn_attention
 from competition_kit.training.model import Classifier
 from competition_kit.training.recipe import Precision
 from competition_kit.training.used_rows import keep_used_rows
@@ -70,6 +71,7 @@ class Variant:
     stays_mb: float = 0.0
 
 
+@without_cudnn_attention()
 def measure(
     workload: Workload,
     precision: Precision,

@@ -35,8 +35,16 @@ class Toy:
     labels: np.ndarray
 
 
-def toy(kind: str, *, rows: int, dropout: float = 0.0, seed: int = 0) -> Toy:
-    """Return a BERT or RoBERTa of two layers, and `rows` texts of 4 to 24 tokens.
+def toy(
+    kind: str,
+    *,
+    rows: int,
+    dropout: float = 0.0,
+    seed: int = 0,
+    longest: int = LONGEST,
+    **settings: int,
+) -> Toy:
+    """Return a BERT or RoBERTa of two layers, and `rows` texts of 4 to `longest` tokens.
 
     A row's label decides from which third of the vocabulary most of its tokens come. Dropout is off
     unless asked for: its random numbers differ between CPU and GPU.
@@ -45,15 +53,15 @@ def toy(kind: str, *, rows: int, dropout: float = 0.0, seed: int = 0) -> Toy:
     # wider than BERT's 0.02, so that losses are curved enough for a wrong shift to show
     encoder = random_encoder(
         kind,
-        SETTINGS,
-        positions=LONGEST,
+        SETTINGS | settings,
+        positions=longest,
         initializer_range=0.08,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
     generator = np.random.default_rng(seed)
     labels = generator.integers(CLASSES, size=rows)
-    lengths = generator.integers(4, LONGEST + 1, size=rows)
+    lengths = generator.integers(4, longest + 1, size=rows)
     third = (VOCABULARY - FIRST_WORD) // CLASSES
     texts = []
     for label, length in zip(labels, lengths, strict=True):

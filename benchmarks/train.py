@@ -5,8 +5,9 @@
 
 Every side trains one epoch of the same rows with the same encoder, batch size and AdamW. On the CPU
 the kit runs as it does in cross-validation, one process per core with one thread each (each trains
-all rows, as folds do; their rates add up); the others have one process with all threads. All
-processes stay alive and take turns; a repetition runs each side once, in an order that rotates, and
+all rows, as folds do; their rates add up). The others have one process with all threads, which is
+how they run; Trainer stands there one per core as well, so that what the processes win and what the
+kit wins can be told apart. All processes stay alive and take turns; a repetition runs each side once, in an order that rotates, and
 ratios are taken inside a repetition. Timed is training alone: no start, no loading, no evaluation.
 
 The floor is arithmetic: 6 FLOPs for each weight of the encoder's matrices and each token (padding
@@ -37,7 +38,7 @@ from benchmarks.flags import (
     make_parser,
     prepared,
 )
-from benchmarks.sides import SIDES, Rows, Side, serve
+from benchmarks.sides import Rows, Side, serve, sides_on
 from benchmarks.spread import ratios, spread
 from benchmarks.workload import CLASSES, SHAPES, random_encoder, random_tokens
 from competition_kit.commands.flags import count
@@ -103,8 +104,8 @@ def measure(
     rows: Rows,
     *,
     repetitions: int,
+    sides: Sequence[Side],
     workers: int | None = None,
-    sides: Sequence[Side] = SIDES,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure all sides on the same rows; return the figures as a JSON object."""
@@ -240,9 +241,11 @@ def _parser() -> argparse.ArgumentParser:
     add_model_flags(parser, DATA)
     add_shape_flags(parser)
     add_device_flags(parser)
-    parser.add_argument("--rows", type=count(1), default=384, help="of one epoch")
+    parser.add_argument("--rows", type=count(1), default=256, help="of one epoch")
     parser.add_argument(
-        "--workers", type=count(1), help="of the kit (else one per core, on CUDA one)"
+        "--workers",
+        type=count(1),
+        help="of the sides with one per core (else as many as cores, on CUDA one)",
     )
     return parser
 
@@ -268,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             figures = measure(
                 rows,
                 repetitions=options.repetitions,
+                sides=sides_on(device, options.workers),
                 workers=options.workers,
                 say=lambda line: print(line, file=sys.stderr),
             )

@@ -1,11 +1,14 @@
-"""What was tried for speed or memory and not kept, so that anyone can try again.
+"""What was tried for speed or memory and not kept, so that anyone can try again; what a step is made of.
 
     python -m benchmarks.trials recompute    # a regulariser's clean pass made twice, to hold one graph
     python -m benchmarks.trials compile      # torch.compile on the CPU; needs a C++ compiler
     python -m benchmarks.trials denormals    # AdamW over moments that have decayed to almost nothing
 
+    python -m benchmarks.trials profile --adv none "fgm(scope='token')"    # where a step's time goes
+
 `NOTES.md` says what came out and what follows. Each prints processor seconds on one thread, medians of
-interleaved repetitions (least to greatest), as ratios to the way that was kept.
+interleaved repetitions (least to greatest), as ratios to the way that was kept; `profile` prints the
+parts of a step (`step_profile`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.environment import environment, heading
+from benchmarks import step_profile
+from benchmarks.environment import environment, heading, publish
 from benchmarks.flags import prepared
 from benchmarks.peak_memory import resident, step_peak
 from benchmarks.spread import ratios, spread
@@ -31,6 +35,7 @@ from benchmarks.step_cost import with_used_rows
 from benchmarks.trainer import Trainer
 from benchmarks.workload import Workload, from_competition
 from competition_kit.commands.flags import count
+from competition_kit.errors import KitError
 from competition_kit.model_source import DEFAULT_MODEL
 from competition_kit.strategies import STRATEGIES
 from competition_kit.training.model import written_out_attention
@@ -39,6 +44,7 @@ from competition_kit.training.step import Step
 __all__ = ["main"]
 
 CPU = torch.device("cpu")
+PROFILED = ("none", "fgm", "pgd", "alum")
 TABLE = 8000 * 384  # elements: the rows that a few thousand tweets use
 
 
@@ -179,17 +185,52 @@ def _text(values: Sequence[float]) -> str:
     return f"{found['median']:.2f} ({found['min']:.2f}-{found['max']:.2f})"
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.trials",
+        description="What was tried and not kept, and what a training step is made of.",
+    )
+    trials = parser.add_subparsers(dest="trial", required=True, metavar="TRIAL")
+    for name, trial in (*TRIALS.items(), ("profile", step_profile.measure)):
+        said = (trial.__doc__ or "").partition("\n")[0]
+        own = trials.add_parser(name, help=said, description=said)
+        own.add_argument("--repetitions", type=count(1), default=7, help="interleaved (default: 7)")
+    own.add_argument(
+        "--adv",
+        nargs="+",
+        default=list(PROFILED),
+        metavar="STRATEGY",
+        help=f"compared with the first (default: {' '.join(PROFILED)})",
+    )
+    own.add_argument("--json", type=Path, help="where figures go (else nowhere)")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try, print; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.trials", description=__doc__)
-    parser.add_argument("trial", choices=TRIALS, help="what to try")
-    parser.add_argument("--repetitions", type=count(1), default=7, help="interleaved (default: 7)")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     data = prepared(Path("data") / "tweets")
     workload = from_competition(DEFAULT_MODEL, data, batch_size=16, batches=4, device=CPU)
-    lines = TRIALS[options.trial](workload, options.repetitions)
-    print(heading(environment(CPU)), *lines, sep="\n")
+    facts = environment(CPU)
+    if options.trial in TRIALS:
+        print(heading(facts), *TRIALS[options.trial](workload, options.repetitions), sep="\n")
+        return 0
+    try:
+        figures = step_profile.measure(
+            workload, options.adv, options.repetitions, _trainer(workload)
+        )
+    except KitError as error:  # a strategy that there is not
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    publish(
+        facts,
+        step_profile.header(figures),
+        step_profile.table(figures),
+        {"workload": workload.label, **figures},
+        options.json,
+        [workload.label, *step_profile.notes(figures)],
+    )
     return 0
 
 

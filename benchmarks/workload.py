@@ -13,7 +13,7 @@ import torch
 
 from competition_kit.data.encoding import Batch, Encoded, collate, encode, length_bucketed
 from competition_kit.errors import InputError
-from competition_kit.model_source import find_model
+from competition_kit.model_source import DEFAULT_MODEL, find_model
 from competition_kit.training.model import Classifier, build_classifier, load_tokenizer
 from competition_kit.training.objectives import CRITERIA, Criterion
 from competition_kit.training.recipe import Precision
@@ -29,6 +29,7 @@ __all__ = [
     "from_shape",
     "random_encoder",
     "random_tokens",
+    "save_encoder",
 ]
 
 MAX_LENGTH = 128  # tokens, as the kit's own default
@@ -171,6 +172,19 @@ def random_encoder(
         **settings, max_position_embeddings=positions + 2, type_vocab_size=1, **options
     )
     return RobertaModel(wide, add_pooling_layer=False)
+
+
+def save_encoder(folder: Path, kind: str, settings: dict[str, Any], *, positions: int) -> None:
+    """Save an encoder with random weights and MiniLM's tokenizer, as `run_cv.py` takes it.
+
+    Args:
+        settings: of its config; without a vocabulary size it gets the tokenizer's.
+    """
+    tokenizer = load_tokenizer(find_model(DEFAULT_MODEL).folder)
+    torch.manual_seed(0)
+    sized = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **settings}
+    random_encoder(kind, sized, positions=positions).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _batches(

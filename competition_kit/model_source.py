@@ -14,7 +14,7 @@ from pathlib import Path
 from competition_kit.errors import InputError
 from competition_kit.files import hash_bytes, hash_file
 
-__all__ = ["DEFAULT_MODEL", "SMALL_FILES", "ModelSource", "find_model"]
+__all__ = ["DEFAULT_MODEL", "SMALL_FILES", "ModelSource", "find_model", "sentencepiece_file"]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED = {  # hub name -> package that carries it, sha256 of its weights
@@ -23,15 +23,8 @@ BUNDLED = {  # hub name -> package that carries it, sha256 of its weights
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     )
 }
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
+SENTENCEPIECE_FILES = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)
 TOKENIZER_SETTINGS = (  # they change tokens too, but make no tokenizer by themselves
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -194,6 +187,12 @@ def _checked(name: str, folder: Path) -> ModelSource:
         width=width,
         max_length=_max_length(config),
     )
+
+
+def sentencepiece_file(folder: Path) -> Path | None:
+    """Return the SentencePiece file of a folder that has no tokenizer besides it, or None."""
+    found = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    return found[0] if found and found[0].name in SENTENCEPIECE_FILES else None
 
 
 def _max_length(config: dict[str, object]) -> int:

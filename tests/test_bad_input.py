@@ -201,6 +201,26 @@ def test_ids_of_test_and_sample_that_differ(refused: Check, folder: Path) -> Non
     assert "1 of its ids are not in test: '0101'" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new", "problem"),
+    [
+        ("train.csv", "good great 3", " ", "the text is empty"),
+        ("train.csv", "good great 3,yes", "good great 3,nan", "the label is missing"),
+        ("train.csv", "3,good great 3", ",good great 3", "the id is empty"),
+        ("train.csv", "3,good great 3", "2,good great 3", "already used in row 5"),
+        ("sample_submission.csv", "100,no", "100,perhaps", "'perhaps' does not occur"),
+    ],
+)
+def test_rows_below_a_blank_line_are_counted_as_a_spreadsheet_shows_them(
+    refused: Check, folder: Path, name: str, old: str, new: str, problem: str
+) -> None:
+    replace(folder / name, old, new)
+    first, *others = (folder / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / name).write_text("".join([first, "\n", *others]), encoding="utf-8")
+    row = 6 if name == "train.csv" else 4
+    refused(named=(f"{folder / name}, row {row}, ", problem))
+
+
 # -- files that cannot be read ------------------------------------------------------------------
 
 
@@ -330,6 +350,33 @@ def damaged(tmp_path: Path, model_folder: Callable[[str], Path]) -> Path:
 def test_model_folder_without_tokenizer(refused: Check, damaged: Path) -> None:
     (damaged / "tokenizer.json").unlink()
     names = (str(damaged), "no tokenizer in it", "tokenizer.save_pretrained(folder)")
+    refused("--model", str(damaged), named=names)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"model":{}}'])
+def test_model_folder_with_another_file_called_tokenizer(
+    refused: Check, damaged: Path, content: str
+) -> None:
+    (damaged / "tokenizer.json").write_text(content, encoding="utf-8")
+    names = (str(damaged), "the tokenizer does not load", "tokenizer.save_pretrained(folder)")
+    refused("--model", str(damaged), named=names)
+
+
+def test_model_folder_with_a_sentencepiece_file_alone(
+    refused: Check, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("sentencepiece", "protobuf"):
+        monkeypatch.setattr(f"transformers.utils.is_{package}_available", lambda: False)
+    for path in damaged.glob("tokenizer*"):
+        path.unlink()
+    (damaged / "spm.model").write_bytes(b"\0")
+    names = (str(damaged / "spm.model"), "SentencePiece", "pip install sentencepiece protobuf")
+    refused("--model", str(damaged), named=names)
+
+
+def test_model_config_of_a_wrong_type(refused: Check, damaged: Path) -> None:
+    replace(damaged / "config.json", '"num_hidden_layers": 2', '"num_hidden_layers": "two"')
+    names = (str(damaged / "config.json"), "'num_hidden_layers'", "'two'", "correct it")
     refused("--model", str(damaged), named=names)
 
 

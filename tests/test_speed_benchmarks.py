@@ -82,7 +82,11 @@ def test_cv_says_where_the_time_went_and_runs_its_peer(
 
     for run in (kit, peer):
         assert run["training"] + run["predicting"] + run["rest"] == pytest.approx(1.0)
+        assert run["training"] + run["rest_and_predicting"] == pytest.approx(1.0)
         assert 0 < run["training"] < 1 and 0 <= run["score"] <= 1
+    parts = [kit[part] for part in ("before", "between", "after")]
+    assert min(parts) > 0 and sum(parts) == pytest.approx(kit["rest"])
+    assert "before" not in peer
 
 
 @pytest.mark.parametrize("settings", [{"task": "multi_label"}, {"pair": True}])

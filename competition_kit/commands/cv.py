@@ -167,10 +167,12 @@ def _label(cell: Cell) -> str:
 
 def _headline(plan: Plan, workers: int, device: str) -> str:
     competition, cells = plan.competition, len(plan.cells)
+    precision = plan.arm.training["precision"]
+    arithmetic = "" if (device, precision) == ("cpu", "fp32") else f" in {precision}"
     return (
         f"{competition.rules.title}: {len(competition.train)} training rows, "
         f"{len(competition.classes)} classes; {_said(plan)}; {plan.source.short_name}, "
-        f"lr {plan.arm.training['lr']:g}; {cells} cells on {workers} x {device}"
+        f"lr {plan.arm.training['lr']:g}; {cells} cells on {workers} x {device}{arithmetic}"
     )
 
 

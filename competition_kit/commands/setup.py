@@ -37,6 +37,7 @@ class Setup:
         metric: of the competition, or the one asked for instead.
         device: "cpu", "cuda", "cuda:1" ...
         out: where run folders go.
+        deterministic: whether pretraining keeps to kernels that give the same bits every time.
     """
 
     competition: Competition
@@ -48,6 +49,7 @@ class Setup:
     max_length: int
     device: str
     out: Path
+    deterministic: bool = False
 
     def plan(self, approach: Approach, seeds: tuple[int, ...]) -> Plan:
         """Return the plan of an arm; pretraining, where it is asked for, happens here.
@@ -117,6 +119,7 @@ class Setup:
                 self.out / self.competition.name,
                 device=self.device,
                 precision=self.recipe.precision,
+                deterministic=self.deterministic,
                 on_step=on_step,
             )
 
@@ -163,6 +166,7 @@ def set_up(options: argparse.Namespace, data: Path) -> Setup:
         max_length=options.max_length or min(MAX_LENGTH, source.max_length),
         device=device,
         out=options.out,
+        deterministic=options.deterministic,
     )
 
 
@@ -241,5 +245,7 @@ def _precision(wanted: str, device: str) -> Precision:
     import torch
 
     # cards before Ampere emulate bf16, at a loss
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if native else "fp16"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    log.info("this GPU has no bf16 of its own: training in fp16 (slower: --precision fp32)")
+    return "fp16"

@@ -14,7 +14,7 @@ from competition_kit.data.inference import infer_rules
 from competition_kit.data.labels import encode, labels_in, read_labels
 from competition_kit.data.presence import is_there
 from competition_kit.data.rules import Rules, check_rules, read_rules
-from competition_kit.data.tables import FIRST_ROW, column_of, find_table, read_table
+from competition_kit.data.tables import column_of, find_table, read_table, row_of
 from competition_kit.errors import InputError, did_you_mean, examples, shown
 from competition_kit.files import hash_bytes, hash_json
 
@@ -180,7 +180,7 @@ def _rows(table: pd.DataFrame, rules: Rules, path: Path) -> Rows:
                 raise InputError(
                     f"the text is empty ({shown(value)})",
                     file=path,
-                    row=index + FIRST_ROW,
+                    row=row_of(table, index),
                     column=column,
                     remedy="fill it with a placeholder such as [EMPTY], or drop the row "
                     "(test rows must stay)",
@@ -195,18 +195,23 @@ def _unique_ids(table: pd.DataFrame, column: str, path: Path) -> list[str]:
     ids = column_of(table, column, path).tolist()
     seen: dict[str, int] = {}
     for index, value in enumerate(ids):
-        row = index + FIRST_ROW
         if not value.strip():
-            raise InputError("the id is empty", file=path, row=row, column=column, remedy="fill it")
+            raise InputError(
+                "the id is empty",
+                file=path,
+                row=row_of(table, index),
+                column=column,
+                remedy="fill it",
+            )
         if value in seen:
             raise InputError(
-                f"id {shown(value)} was already used in row {seen[value]}",
+                f"id {shown(value)} was already used in row {row_of(table, seen[value])}",
                 file=path,
-                row=row,
+                row=row_of(table, index),
                 column=column,
                 remedy="ids must be unique: drop or rename one of the two",
             )
-        seen[value] = row
+        seen[value] = index
     return ids
 
 
@@ -256,7 +261,7 @@ def _fold_names(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
         raise InputError(
             "the fold is missing",
             file=path,
-            row=names.index("") + FIRST_ROW,
+            row=row_of(table, names.index("")),
             column=column,
             remedy="name a fold for every row",
         )
@@ -329,7 +334,7 @@ def _check_sample_values(
                 raise InputError(
                     f"label {shown(part)} does not occur in {train_path.name}",
                     file=path,
-                    row=index + FIRST_ROW,
+                    row=row_of(sample, index),
                     column=columns[0],
                     remedy=f"the labels there are {examples(classes, 6)}; if the sample holds "
                     'numbers to be replaced by probabilities, say submission = "probability"',

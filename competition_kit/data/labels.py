@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from competition_kit.data.rules import Rules
-from competition_kit.data.tables import FIRST_ROW, column_of
+from competition_kit.data.tables import column_of, row_of
 from competition_kit.errors import InputError, examples, shown
 
 __all__ = ["encode", "labels_in", "read_labels"]
@@ -25,21 +25,21 @@ def read_labels(
             of the classes that the rules name.
     """
     for name in rules.label:
-        _check_none_missing(column_of(table, name, path).tolist(), name, rules, path)
+        _check_none_missing(table, name, rules, path)
     classes = _classes(table, rules, path)
     return classes, encode(table, rules, classes, path)
 
 
-def _check_none_missing(values: list[str], name: str, rules: Rules, path: Path) -> None:
+def _check_none_missing(table: pd.DataFrame, name: str, rules: Rules, path: Path) -> None:
     remedy = "label the row or drop it"
     if rules.empty_label:
         remedy += f"; a row without labels is written {shown(rules.empty_label)}"
-    for index, value in enumerate(values):
+    for index, value in enumerate(column_of(table, name, path)):
         if value.strip().casefold() in ("", "nan"):
             raise InputError(
                 f"the label is missing ({shown(value)})",
                 file=path,
-                row=index + FIRST_ROW,
+                row=row_of(table, index),
                 column=name,
                 remedy=remedy,
             )
@@ -89,7 +89,7 @@ def encode(table: pd.DataFrame, rules: Rules, classes: tuple[str, ...], path: Pa
                 raise InputError(
                     f"unknown label {shown(part)}",
                     file=path,
-                    row=index + FIRST_ROW,
+                    row=row_of(table, index),
                     column=rules.label[0],
                     remedy=f"the classes are {examples(classes, 6)}",
                 )
@@ -105,7 +105,7 @@ def _flags(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:
             raise InputError(
                 f"{shown(value)} in a multi-label column",
                 file=path,
-                row=index + FIRST_ROW,
+                row=row_of(table, index),
                 column=name,
                 remedy="write 0 or 1",
             )

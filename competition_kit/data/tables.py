@@ -6,6 +6,8 @@ import codecs
 import csv
 import io
 import logging
+from bisect import bisect_right
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -13,11 +15,13 @@ import pandas as pd
 from competition_kit.data.presence import is_there, no_file
 from competition_kit.errors import InputError, did_you_mean, examples, shown
 
-__all__ = ["FIRST_ROW", "column_of", "decode", "find_table", "no_table", "read_table"]
+__all__ = ["FIRST_ROW", "column_of", "decode", "find_table", "no_table", "read_table", "row_of"]
 
 log = logging.getLogger(__name__)
 
+BOM = "\ufeff"
 FIRST_ROW = 2  # a spreadsheet shows the first data row as row 2, the header being row 1
+BLANKS = "blank lines"  # key in a table's attrs: how many rows stand before each blank line
 SIGNATURES = {  # first bytes -> what the file is, what to do
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save it as CSV"),
     b"\x1f\x8b": ("a gzip archive", "unpack it"),
@@ -68,7 +72,7 @@ def decode(raw: bytes, path: Path, encoding: str | None = None) -> str:
             remedy='use for instance "gb18030"',
         ) from None
     try:
-        text = raw.decode(codec).removeprefix("\ufeff")
+        text = raw.decode(codec).removeprefix(BOM)
     except UnicodeDecodeError as error:
         if encoding is None and (chinese := _as_chinese(raw)) is not None:
             log.warning(
@@ -77,11 +81,10 @@ def decode(raw: bytes, path: Path, encoding: str | None = None) -> str:
                 path,
             )
             return chinese
-        row = raw.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"byte 0x{raw[error.start]:02x} is not {codec}",
+            f"byte 0x{error.object[error.start]:02x} is not {codec}",
             file=path,
-            row=row,
+            row=_row_after(error.object[: error.start].decode(codec, "replace"), path),
             remedy="save the file as UTF-8, or name its encoding in competition.toml, "
             'for instance encoding = "gb18030" or "cp1252"',
         ) from None
@@ -90,11 +93,23 @@ def decode(raw: bytes, path: Path, encoding: str | None = None) -> str:
         raise InputError(
             f"a zero byte, which no text holds (read as {codec})",
             file=path,
-            row=before.count("\n") + 1,
+            row=_row_after(before, path),
             remedy="save the file as UTF-8, or name its encoding in competition.toml, "
             'for instance encoding = "utf-16-le"',
         )
     return text
+
+
+def _row_after(before: str, path: Path) -> int:
+    """Return the row of the character that follows this beginning of a file."""
+    return sum(1 for _ in _reader(f"{before.removeprefix(BOM)}x", path, strict=False))
+
+
+def _reader(text: str, path: Path, *, strict: bool) -> Iterator[list[str]]:
+    """Return the rows of a CSV (or, by its ending, TSV) file; a blank line is an empty row."""
+    csv.field_size_limit(2**31 - 1)  # long texts are texts
+    separator = "\t" if path.suffix == ".tsv" else ","
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
 
 
 def _as_chinese(raw: bytes) -> str | None:
@@ -128,23 +143,20 @@ def read_table(path: Path, encoding: str | None = None) -> pd.DataFrame:
     if (problem := no_file(path)) is not None:
         raise InputError(problem, file=path, remedy="give a CSV or TSV file")
     text = decode(path.read_bytes(), path, encoding)
-    csv.field_size_limit(2**31 - 1)  # long texts are texts
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter="\t" if path.suffix == ".tsv" else ",",
-        strict=True,
-    )
     rows: list[list[str]] = []
+    blanks: list[int] = []
+    number = 0
     try:
-        for row in reader:
+        for number, row in enumerate(_reader(text, path, strict=True), 1):
             if not row:  # a blank line, usually the last one
+                blanks.append(len(rows))
                 continue
             if rows and len(row) != len(rows[0]):
                 raise InputError(
                     f"{len(row)} values where the header has {len(rows[0])} columns, "
                     f"starting with {shown(row[0])}",
                     file=path,
-                    row=len(rows) + 1,
+                    row=number,
                     remedy="quote values that hold the separator, a quote or a line break",
                 )
             rows.append(row)
@@ -152,7 +164,7 @@ def read_table(path: Path, encoding: str | None = None) -> pd.DataFrame:
         raise InputError(
             f"does not parse as {path.suffix[1:].upper()} ({error})",
             file=path,
-            row=len(rows) + 1,
+            row=number + 1,
             remedy='look for a quote that is never closed (a quote inside a value is written "")',
         ) from None
     if not rows:
@@ -163,10 +175,21 @@ def read_table(path: Path, encoding: str | None = None) -> pd.DataFrame:
         raise InputError(
             f"the header repeats {examples(repeated)}",
             file=path,
-            row=1,
+            row=1 + blanks.count(0),
             remedy="rename one",
         )
-    return pd.DataFrame(rows[1:], columns=pd.Index(header), dtype=object)
+    table = pd.DataFrame(rows[1:], columns=pd.Index(header), dtype=object)
+    if blanks and blanks[0] < len(rows):
+        table.attrs[BLANKS] = tuple(blanks)
+    return table
+
+
+def row_of(table: pd.DataFrame, index: int) -> int:
+    """Return the row in which a spreadsheet shows the table's row of this number, from 0 on.
+
+    Blank lines are rows there; `read_table` leaves them out and notes where they were.
+    """
+    return index + FIRST_ROW + bisect_right(table.attrs.get(BLANKS, ()), index + 1)
 
 
 def column_of(table: pd.DataFrame, name: str, path: Path) -> pd.Series:

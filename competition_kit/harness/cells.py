@@ -136,6 +136,8 @@ class CellResult:
             less than it changes `fit_seconds`.
         peak_memory_mb: of the GPU's allocator, or the process's resident size on the CPU.
         commit: of the kit that computed it; None where that is not known.
+        deterministic: as in `CellJob`; None in cells from before it was noted.
+        rows_at_a_time: see `FitLog`; likewise.
     """
 
     valid_rows: np.ndarray
@@ -153,6 +155,8 @@ class CellResult:
     device: str
     threads: int
     commit: str | None = None
+    deterministic: bool | None = None
+    rows_at_a_time: int | None = None
 
 
 def pass_units(passes: Mapping[str, float]) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 
 from competition_kit.data.competition import Competition
 from competition_kit.data.folds import write_folds
+from competition_kit.errors import KitError
 from competition_kit.files import write_csv, write_json
 from competition_kit.harness.cells import Cell, CellResult
 from competition_kit.harness.engines.local import Placement
@@ -106,7 +107,8 @@ def cross_validate(
             now (True) or read (False).
 
     Raises:
-        KitError: what a cell raised, after the cells that were already running have been saved.
+        KitError: what a cell raised, after the cells that were already running have been saved; or
+            if a cell's predictions are not those of its fold's rows, each once.
     """
     competition = plan.competition
     metric = find_metric(competition.rules.metric, competition.multi_label)
@@ -135,6 +137,7 @@ def cross_validate(
         if isinstance(outcome, BaseException):
             failures.append(outcome)
             continue
+        _check_rows(plan, task.cell, outcome)
         results[task.cell] = outcome
         if now:
             computed.append(task.cell)
@@ -176,7 +179,11 @@ def gather(
     *,
     computed: tuple[Cell, ...] = (),
 ) -> CVResult:
-    """Put the cells' predictions together; each training row exactly once for each seed."""
+    """Put the cells' predictions together; each training row exactly once for each seed.
+
+    Raises:
+        KitError: if a cell's predictions are not those of its fold's rows, each once.
+    """
     competition = plan.competition
     shape = (len(plan.seeds), len(competition.train), len(competition.classes))
     oof = np.full(shape, np.nan)
@@ -184,14 +191,12 @@ def gather(
     test = np.zeros((len(competition.test), len(competition.classes)))
     for cell in plan.cells:
         result, layer = results[cell], plan.seeds.index(cell.seed)
-        assert np.isnan(oof[layer, result.valid_rows]).all(), "a row was predicted twice"
-        assert (plan.folds.fold_of[result.valid_rows] == cell.fold).all(), "a fold leaks"
+        _check_rows(plan, cell, result)
         oof[layer, result.valid_rows] = to_probabilities(
             result.valid_logits, competition.multi_label
         )
         scores[layer, cell.fold] = cell_score(metric, competition, result)
         test += to_probabilities(result.test_logits, competition.multi_label) / len(plan.cells)
-    assert np.isfinite(oof).all(), "a row was not predicted"
     if np.isnan(scores).any():
         log.warning(
             "%s is undefined in %d of %d cells (a class is missing there): the mean is over the rest",
@@ -217,6 +222,24 @@ def gather(
         ),
         floor_oof=metric.score(targets, floor, classes),
     )
+
+
+def _check_rows(plan: Plan, cell: Cell, result: CellResult) -> None:
+    """Check that a cell predicts the rows of its fold, each once: folds share no row."""
+    rows, expected = result.valid_rows, plan.folds.validation(cell.fold)
+    wrong = {
+        "not predicted": len(np.setdiff1d(expected, rows)),
+        "predicted more than once": len(rows) - len(np.unique(rows)),
+        "of other folds": len(np.setdiff1d(rows, expected)),
+        "with scores that are not finite": int((~np.isfinite(result.valid_logits)).any(1).sum()),
+    }
+    if any(wrong.values()):
+        counts = ", ".join(f"{count} {what}" for what, count in wrong.items() if count)
+        raise KitError(
+            f"{plan.folder.cell(cell)}: each row of fold {plan.folds.names[cell.fold]} must be "
+            f"predicted once, but rows are {counts}; remove this folder and run the same command "
+            "again"
+        )
 
 
 def write_results(plan: Plan, outcome: CVResult) -> None:
@@ -250,6 +273,7 @@ def _metrics(plan: Plan, outcome: CVResult) -> dict[str, Any]:
             "peak_memory_mb": result.peak_memory_mb,
             "device": result.device,
             "threads": result.threads,
+            "rows_at_a_time": result.rows_at_a_time,
         }
         for cell, result in outcome.cells.items()
     ]

@@ -70,6 +70,8 @@ def measure_cell(plan: Plan, placement: Placement) -> CellCost:
                 fold_of=(np.arange(len(chosen)) >= n_train).astype(np.int64),
                 model_folder=plan.source.folder,
                 device=placement.devices[0],
+                fast_paths=placement.fast_paths,
+                deterministic=placement.deterministic,
             ),
             lambda step: times.append(time.perf_counter()),
         )

@@ -47,7 +47,9 @@ class Classifier(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Return logits [B, C] for token ids [B, T]."""
         hidden = self.encoder(**batch).last_hidden_state  # [B, T, D]
-        return self.head(self._pooled(hidden, batch["attention_mask"].unsqueeze(-1)))
+        pooled = self._pooled(hidden, batch["attention_mask"].unsqueeze(-1))
+        with torch.autocast(pooled.device.type, enabled=False):  # as in training
+            return self.head(pooled.to(self.head.weight.dtype))
 
     def _pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return [B, D] from hidden states [B, T, D] and mask [B, T, 1]."""

@@ -6,16 +6,20 @@ import contextlib
 import ctypes
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-__all__ = ["keep_freed_memory", "peak_memory_mb", "reset_peak_memory"]
+__all__ = [
+    "can_keep_freed_memory",
+    "keep_freed_memory",
+    "peak_memory_mb",
+    "reset_peak_memory",
+]
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
-
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
@@ -24,16 +28,28 @@ def keep_freed_memory() -> None:
 
     glibc takes blocks of more than 32 MiB from the system and gives them back when they are freed:
     each training step then pays a page fault for every 4 KiB of its large gradients. With another C
-    library nothing happens.
+    library nothing happens (`can_keep_freed_memory`).
     """
     _call_c("mallopt", M_MMAP_MAX, 0)
     _call_c("mallopt", M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def can_keep_freed_memory() -> bool:
+    """Return whether `keep_freed_memory` does anything here."""
+    return _of_c("mallopt") is not None
+
+
 def _call_c(name: str, *arguments: int) -> None:
     """Call a function of the C library; nothing where it has none of this name (all but glibc)."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        getattr(ctypes.CDLL(None), name)(*arguments)
+    if function := _of_c(name):
+        function(*arguments)
+
+
+def _of_c(name: str) -> Callable[..., int] | None:
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -42,6 +58,7 @@ def reset_peak_memory(device: torch.device) -> None:
     On the CPU this works on Linux; elsewhere the peak stays that of the process's whole life.
     """
     if device.type == "cuda":
+        torch.cuda.init()  # a worker's first call to the GPU
         torch.cuda.reset_peak_memory_stats(device)
     else:
         _call_c("malloc_trim", 0)  # what `keep_freed_memory` kept is not this cell's

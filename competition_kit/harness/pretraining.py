@@ -20,6 +20,7 @@ from competition_kit.model_source import SMALL_FILES, ModelSource, find_model
 from competition_kit.strategies.alum import ALUM
 from competition_kit.strategies.none import Plain
 from competition_kit.training.fit import fit_fold
+from competition_kit.training.kernels import kernels
 from competition_kit.training.masked_language import (
     MaskedLanguageModel,
     mask_tokens,
@@ -44,6 +45,7 @@ def adapted_encoder(
     *,
     device: str,
     precision: Precision,
+    deterministic: bool = False,
     on_step: Callable[[int, int], None] = lambda step, total: None,
 ) -> ModelSource:
     """Return the encoder after masked-language-model training on all rows of a token file.
@@ -55,6 +57,7 @@ def adapted_encoder(
         home: folder under which adapted encoders are kept, by key.
         device: where to train.
         precision: see `Recipe`.
+        deterministic: as in `CellJob`.
         on_step: called with the optimizer steps so far, and how many there will be.
 
     Raises:
@@ -74,18 +77,19 @@ def adapted_encoder(
                 precision=precision,
             )
             total = optimizer_steps(len(encoded), recipe)
-            fit_fold(
-                model,
-                encoded,
-                None,
-                np.arange(len(encoded)),
-                strategy=ALUM(alpha=settings.alum) if settings.alum > 0 else Plain(),
-                objective=Once(CrossEntropy()),
-                recipe=recipe,
-                seeds=FoldSeeds(0, 0),
-                make_batch=_batch_maker(source, settings, model),
-                on_step=lambda step: on_step(step, total),
-            )
+            with kernels(deterministic=deterministic):
+                fit_fold(
+                    model,
+                    encoded,
+                    None,
+                    np.arange(len(encoded)),
+                    strategy=ALUM(alpha=settings.alum) if settings.alum > 0 else Plain(),
+                    objective=Once(CrossEntropy()),
+                    recipe=recipe,
+                    seeds=FoldSeeds(0, 0),
+                    make_batch=_batch_maker(source, settings, model),
+                    on_step=lambda step: on_step(step, total),
+                )
             _save(model, source, folder)
     # the name people know it by; the content's hash tells it from the encoder it was made from
     return replace(find_model(str(folder)), name=source.name)
@@ -106,7 +110,9 @@ def _masked_language_model(source: ModelSource) -> MaskedLanguageModel:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers and safetensors have classes of their own
         raise InputError(
             f"no masked-language form of this encoder ({error})",
             file=source.folder,

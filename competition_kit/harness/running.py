@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,8 @@ from competition_kit.harness.provenance import git_commit
 from competition_kit.model_source import SMALL_FILES
 
 __all__ = ["Task", "run_tasks"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +67,23 @@ def run_tasks(
         KitError: if a worker process died.
     """
     missing = []
+    other_kernels = 0
     for task in tasks:
         found = None if fresh else task.found()
         if found is not None and not (
             save_models and not task.plan.folder.weights(task.cell).is_file()
         ):
+            other_kernels += placement.deterministic and not found.deterministic
             yield task, found, False
         else:
             discard_cell(task.plan.folder.cell(task.cell))
             missing.append(task)
+    if other_kernels:
+        log.warning(
+            "--deterministic: %d finished cells are used as they are, though they were computed "
+            "without it, or do not say how; with --fresh or another --out they are computed again",
+            other_kernels,
+        )
     if save_models:
         for plan in {id(task.plan): task.plan for task in tasks}.values():
             _keep_encoder_files(plan)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 
 import numpy as np
@@ -22,6 +21,7 @@ from competition_kit.specs import parse_spec
 from competition_kit.strategies import STRATEGIES, Strategy
 from competition_kit.strategies.base import layers
 from competition_kit.training.fit import TrainingError, fit_fold, predict
+from competition_kit.training.kernels import kernels
 from competition_kit.training.model import build_classifier, written_out_attention
 from competition_kit.training.objectives import CRITERIA, Criterion, Once
 from competition_kit.training.recipe import Recipe
@@ -45,11 +45,18 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
     """Train on the rows outside the fold, predict the fold's rows and the test rows.
 
     Raises:
-        TrainingError: if training went wrong, or needs a kernel that is not deterministic.
+        TrainingError: if training went wrong, needs a kernel that is not deterministic, or more
+            memory than the GPU has left.
         InputError: if the encoder does not load.
     """
-    with _kernels(deterministic=job.deterministic):
+    with suppress(torch.OutOfMemoryError), kernels(deterministic=job.deterministic):
         return _train(job, on_step)
+    # out here that exception, which holds the tensors, is gone
+    raise TrainingError(
+        "the GPU has too little memory for the model and its optimizer: use a smaller --batch-size "
+        "with --accumulation-steps, a lower --max-length, fewer --workers for each GPU, a smaller "
+        "encoder or another --device"
+    )
 
 
 def _train(job: CellJob, on_step: Callable[[int], None]) -> CellResult:
@@ -130,29 +137,14 @@ def _train(job: CellJob, on_step: Callable[[int], None]) -> CellResult:
         peak_memory_mb=peak_memory_mb(device),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         threads=torch.get_num_threads(),
+        deterministic=job.deterministic,
+        rows_at_a_time=log.rows_at_a_time,
     )
 
 
 def measures_whole_table(strategy: Strategy, tricks: Sequence[Trick]) -> bool:
     """Return whether rows of the embedding table that never occur would still change the numbers."""
     return any(getattr(part, "whole_table", False) for part in (*layers(strategy), *tricks))
-
-
-@contextmanager
-def _kernels(*, deterministic: bool) -> Iterator[None]:
-    """Choose between kernels that are fast and those that give the same bits every time."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-    torch.use_deterministic_algorithms(deterministic)
-    try:
-        yield
-    except RuntimeError as error:
-        if "does not have a deterministic implementation" not in str(error):
-            raise
-        raise TrainingError(
-            f"--deterministic: {str(error).partition(',')[0]}: leave the flag out, or use "
-            "--device cpu"
-        ) from error
 
 
 def _objective(job: CellJob, tricks: tuple[Trick, ...], labels: np.ndarray) -> Objective:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from competition_kit.strategies import Strategy
-from competition_kit.training.journal import TrainingError
+from competition_kit.training.journal import TrainingError, idle_part
 from competition_kit.training.step import Step
 
 __all__ = ["Watch"]
@@ -20,7 +20,7 @@ class Watch:
         self._passes = 0  # of forward, in all micro-batches since the last log
         self._since = 0  # micro-batches since the last log
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # name -> weighted sum, sum of weights
-        self._furthest: Tensor | None = None  # largest move so far, of embeddings or weights
+        self._moves: Tensor | None = None  # largest so far: of embeddings, weights, a pass's own
         self._steps = 0
 
     def passed(self, step: Step, weight: Tensor) -> None:
@@ -35,9 +35,13 @@ class Watch:
         for name, value in {"shift_norm": shift, **step.notes}.items():
             total, weights = self._sums.get(name, (0.0 * weight, 0.0 * weight))
             self._sums[name] = (total + weight * value, weights + weight)
-        far = torch.maximum(*torch.broadcast_tensors(shift, step.notes.get("weight_shift", shift)))
-        far = far.detach().nan_to_num(0.0)
-        self._furthest = far if self._furthest is None else self._furthest.maximum(far)
+        moves = torch.stack(
+            [
+                torch.zeros_like(weight) if move is None else move.detach().to(weight)
+                for move in (step.shift_norm, step.notes.get("weight_shift"), step.own_move)
+            ]
+        ).nan_to_num(0.0)
+        self._moves = moves if self._moves is None else self._moves.maximum(moves)
 
     def read(self) -> dict[str, float]:
         """Return means since the last call: shift norm and notes, forwards of a micro-batch."""
@@ -49,13 +53,17 @@ class Watch:
         return {**means, "forwards": forwards}
 
     def check_moved(self) -> None:
-        """Raise if the strategy has a strength and never moved anything.
+        """Raise if the strategy, or the one inside its wrappers, is on and never moved anything.
 
         Raises:
             TrainingError: naming it; the training was a plain one under another name.
         """
-        if self._strategy.strength > 0 and self._furthest is not None and self._furthest == 0:
+        if self._moves is None:
+            return
+        embeddings, weights, own = (move > 0 for move in self._moves.tolist())
+        idle = idle_part(self._strategy, embeddings=embeddings, weights=weights, own=own)
+        if idle is not None:
             raise TrainingError(
-                f"{self._strategy} is on but moved nothing in {self._steps} batches: the loss does "
-                "not depend on what it moves, or its start_epoch never came"
+                f"{idle} is on but moved nothing in {self._steps} batches: the loss does not depend "
+                "on what it moves, or its start_epoch never came"
             )

@@ -21,7 +21,8 @@ class Strategy(Protocol):
     def strength(self) -> float:
         """Zero if and only if these settings are known to change nothing.
 
-        The loop raises when a strategy with a strength never shifted anything.
+        The loop raises when a strategy with a strength never shifted anything. Inside a wrapper it
+        has to do so by itself: by passes at a shift of its own, or said by `Step.acted`.
         """
         ...
 

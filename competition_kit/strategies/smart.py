@@ -74,7 +74,9 @@ class SMART:
                 loss = loss + self.alpha * self._smoothness(step, clean)
             if self.mu > 0:
                 slow = self._slow_weights(step)
-                step.notes.setdefault("weight_shift", _relative_distance(step, slow))
+                distance = _relative_distance(step, slow)
+                step.notes.setdefault("weight_shift", distance)
+                step.acted(distance)
                 loss = loss + self.mu * step.between("symmetric", clean, step.slow_logits(slow))
             yield loss
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +20,18 @@ from competition_kit.data.encoding import (
     length_sorted,
 )
 from competition_kit.strategies import Strategy
+from competition_kit.training.accumulation import Accumulation, MakeBatch
 from competition_kit.training.journal import FitLog, Journal, LogLine, TrainingError
+from competition_kit.training.kernels import without_cudnn_attention
 from competition_kit.training.model import Classifier, EncoderModel, parameter_groups
 from competition_kit.training.recipe import Precision, Recipe, optimizer_steps
 from competition_kit.training.rows_that_fit import RowsThatFit
 from competition_kit.training.seeds import FoldSeeds
-from competition_kit.training.step import Objective, Step
+from competition_kit.training.step import Objective
 from competition_kit.tricks.base import Averages, GroupsParameters, MasksGradients
 
 __all__ = ["FitLog", "LogLine", "TrainingError", "fit_fold", "predict"]
 
-MakeBatch = Callable[[Encoded, np.ndarray, np.ndarray | None, int], Batch]
 PREDICT_ROWS = 64  # rows of a prediction batch
 
 
@@ -39,6 +39,7 @@ def _plain_batch(encoded: Encoded, rows: np.ndarray, labels: np.ndarray | None, 
     return collate(encoded, rows, labels)
 
 
+@without_cudnn_attention()
 def fit_fold(
     model: EncoderModel,
     encoded: Encoded,
@@ -71,8 +72,6 @@ def fit_fold(
         TrainingError: if a loss is not finite, or if a strategy that is on shifted nothing.
     """
     device = next(model.parameters()).device
-    autocast = _autocast(device, recipe.precision)
-    memory: dict[str, Any] = {}
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     make_groups = groups.groups if groups is not None else parameter_groups
     optimizer = torch.optim.AdamW(
@@ -81,86 +80,61 @@ def fit_fold(
     total = optimizer_steps(len(rows), recipe)
     scheduler = LambdaLR(optimizer, _schedule(recipe, total))
     journal = Journal(strategy, total, device)
-    average = averages.average(model) if averages is not None else None
+    gradient = Accumulation(
+        model=model,
+        encoded=encoded,
+        labels=labels,
+        make_batch=make_batch,
+        strategy=strategy,
+        objective=objective,
+        seeds=seeds,
+        optimizer=optimizer,
+        scaler=scaler,
+        autocast=_autocast(device, recipe.precision),
+        journal=journal,
+        total=total,
+    )
     fitting = RowsThatFit(recipe.batch_size, training=True)
+    average = averages.average(model) if averages is not None else None
     model.train()
-
-    def make_step(part: np.ndarray, number: int, micro: int, epoch: float) -> Step:
-        # the same dropout in every arm's first pass, whatever its other passes drew before
-        seeds.seed_dropout(number, micro)
-        return Step(
-            model,
-            make_batch(encoded, part, labels, seeds.derive("batch", number, micro)).to(device),
-            objective,
-            seeds.attack(number, micro, device),
-            autocast,
-            scaler.scale,
-            momentum=lambda weight: optimizer.state.get(weight, {}).get("exp_avg"),
-            epoch=epoch,
-            number=number,
-            progress=number / total,
-            memory=memory,
-        )
-
-    def accumulate(micro_batches: list[np.ndarray], number: int, epoch: float) -> None:
-        """Add the gradient of one optimizer step's mean loss to `.grad`, and note its passes."""
-        optimizer.zero_grad(set_to_none=True)  # of a try that did not fit
-        rows_in_step = sum(len(part) for part in micro_batches)
-        passed = []
-        for micro, part in enumerate(micro_batches):
-            step = make_step(part, number, micro, epoch)
-            weight = len(part) / rows_in_step  # a step's loss is the mean over all its rows
-            yielded = 0
-            with closing(strategy(step)) as losses:
-                for loss in losses:
-                    scaler.scale(loss * weight).backward()
-                    yielded += 1
-            passed.append((step, yielded, weight))
-        for entry in passed:
-            journal.passed(*entry)
-
-    def look_through() -> Iterator[Step]:
-        for part in length_sorted(encoded.lengths[rows], np.arange(len(rows)), recipe.batch_size):
-            yield make_step(rows[part], 0, 0, 0.0)
-
+    look_through = partial(gradient.look_through, rows, recipe.batch_size)
     mask = masks.mask(model, look_through) if masks is not None else None
 
-    step_number = 0
+    step = 0
     for epoch in range(recipe.epochs):
         batches = length_bucketed(encoded.lengths, rows, recipe.batch_size, seeds.order(epoch))
         for first in range(0, len(batches), recipe.accumulation_steps):
             in_step = batches[first : first + recipe.accumulation_steps]
             now = epoch + first / len(batches)
-            fitting.attempt(partial(accumulate, number=step_number, epoch=now), in_step)
+            fitting.attempt(partial(gradient.add_up, number=step, epoch=now), in_step)
 
-            # mask and clip the true gradient, not the scaled one
-            scaler.unscale_(optimizer)
+            scaler.unscale_(optimizer)  # mask and clip the true gradient, not the scaled one
             if mask is not None:
-                mask(seeds.gradient_mask(step_number, device))
+                mask(seeds.gradient_mask(step, device))
             limit = recipe.max_grad_norm or math.inf
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+
             scale = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
             skipped = scaler.get_scale() < scale  # an fp16 overflow: weights unchanged
             if not skipped:
                 scheduler.step()
-            # the next step's first pass must find no gradient of this one
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)  # the next step's first pass must find none
 
-            step_number += 1
+            step += 1
             if average is not None and averages is not None and not skipped:
-                if averages.is_due(step_number, total, total // recipe.epochs):
+                if averages.is_due(step, total, total // recipe.epochs):
                     average.update()
             done = epoch + (first + len(in_step)) / len(batches)
-            lr = optimizer.param_groups[0]["lr"]
-            journal.stepped(step_number, done, lr, grad_norm, skipped)
-            on_step(step_number)
+            journal.stepped(step, done, optimizer.param_groups[0]["lr"], grad_norm, skipped)
+            on_step(step)
+    log = journal.close(fitting.rows)
     if average is not None:
         if average.updates == 0:
             raise TrainingError(f"{averages} is on but averaged nothing in {total} optimizer steps")
         average.put()
-    return journal.close()
+    return log
 
 
 def _autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager]:
@@ -188,6 +162,7 @@ def _schedule(recipe: Recipe, total: int) -> Callable[[int], float]:
     return factor
 
 
+@without_cudnn_attention()
 def predict(
     model: Classifier,
     encoded: Encoded,

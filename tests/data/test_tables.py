@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from competition_kit.data.tables import decode, find_table, read_table
+from competition_kit.data.tables import decode, find_table, read_table, row_of
 from competition_kit.errors import InputError
 from competition_kit.files import write_csv
 
@@ -178,6 +178,8 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_repeated_column_name_is_refused(tmp_path: Path) -> None:
     message = fails(write(tmp_path / "a.csv", "id,text,text \n1,a,b\n"))
     assert "row 1: the header repeats 'text'" in message
+    message = fails(write(tmp_path / "a.csv", "\n\nid,id\n\n1,a\n"))
+    assert "row 3: the header repeats 'id'" in message
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -238,6 +240,72 @@ def test_any_text_that_a_csv_writer_wrote_is_read_back(
     path = tmp_path_factory.getbasetemp() / f"round-trip{end}"
     path.write_bytes(buffer.getvalue().encode())
     assert [tuple(row) for row in read_table(path).itertuples(index=False)] == rows
+
+
+RECORDS = st.lists(st.none() | st.tuples(CELL, CELL), max_size=6)  # None is a blank line
+
+
+def records(rows: list[tuple[str, str] | None], separator: str) -> str:
+    """Return rows and blank lines as a CSV writer writes them."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter=separator).writerows(row or () for row in rows)
+    return buffer.getvalue()
+
+
+@settings(max_examples=100, deadline=None)
+@given(RECORDS, RECORDS, st.sampled_from([".csv", ".tsv"]))
+def test_a_bad_row_is_named_as_a_spreadsheet_shows_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    before: list[tuple[str, str] | None],
+    after: list[tuple[str, str] | None],
+    end: str,
+) -> None:
+    """Blank lines are rows of a spreadsheet, line breaks inside a cell are none."""
+    path = tmp_path_factory.getbasetemp() / f"bad{end}"
+    separator = "\t" if end == ".tsv" else ","
+    top = records([("id", "text"), *before], separator)
+    rest = records(after, separator)
+    row = 1 + len(before) + 1  # the header is row 1
+    write(path, f"{top}alone\n{rest}")
+    assert f", row {row}: 1 values where the header has 2 columns" in fails(path)
+    write(path, f'{top}9{separator}"never closed')
+    assert f", row {row}: does not parse" in fails(path)
+    write(path, f"{top}9{separator}".encode() + b"caf\xe9\n" + rest.encode())
+    assert f", row {row}: byte 0xe9 is not utf-8" in fails(path, "utf-8")
+    write(path, f'{top}9{separator}"a\n'.encode() + b'caf\xe9"\n' + rest.encode())
+    assert f", row {row}: byte 0xe9 is not utf-8" in fails(path, "utf-8-sig")
+    write(path, f"{top}9{separator}a\0b\n{rest}")
+    assert f", row {row}: a zero byte" in fails(path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(RECORDS, RECORDS)
+def test_row_of_counts_blank_lines_and_forgets_none(
+    tmp_path_factory: pytest.TempPathFactory,
+    above: list[tuple[str, str] | None],
+    rows: list[tuple[str, str] | None],
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "rows.csv"
+    blanks: list[tuple[str, str] | None] = [None for row in above if row is None]
+    lines = [*blanks, ("id", "text"), *rows]
+    table = read_table(write(path, records(lines, ",")))
+    expected = [number for number, row in enumerate(lines, 1) if row is not None][1:]
+    assert [row_of(table, index) for index in range(len(table))] == expected
+    assert [row_of(table["id"].to_frame(), index) for index in range(len(table))] == expected
+
+
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "gb18030", "cp1252"])
+def test_a_wrong_byte_is_named_with_its_row_in_every_encoding(tmp_path: Path, codec: str) -> None:
+    wrong = {"utf-8-sig": b"\xff", "utf-16": b"\x00\xdc", "gb18030": b"\xff", "cp1252": b"\x81"}
+    text = 'id,text\n\n1,"a\nb"\n2,'
+    path = write(tmp_path / "a.csv", text.encode(codec) + wrong[codec] + "\n".encode(codec)[-2:])
+    message = fails(path, codec)
+    assert f", row 4: byte 0x{wrong[codec][0]:02x} is not " in message
+
+
+def test_a_byte_order_mark_before_a_quote_is_no_part_of_the_first_cell(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", '\ufeff"id\n(number)",text\n1,'.encode() + b"caf\xe9\n")
+    assert ", row 2: byte 0xe9 is not utf-8" in fails(path)
 
 
 @settings(max_examples=100, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from competition_kit.harness.plan import make_plan
 from competition_kit.model_source import find_model
 from competition_kit.training.fit import TrainingError
 from competition_kit.training.recipe import Recipe
+from competition_kit.training.used_rows import UsedRows
 
 
 @pytest.fixture(params=["bert", "roberta"])
@@ -63,6 +65,69 @@ def test_cells_with_and_without_fast_paths_agree_to_rounding(job: CellJob) -> No
     np.testing.assert_allclose(fast.valid_logits, plain.valid_logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(fast.test_logits, plain.test_logits, rtol=1e-4, atol=1e-5)
     assert fast.passes == plain.passes
+
+
+class Taken(Exception):
+    """The first optimizer step's gradients are there."""
+
+
+def first_gradients(job: CellJob) -> dict[str, torch.Tensor]:
+    """Return the gradients of a cell's first optimizer step, of the whole embedding table."""
+    original, taken = train_cell_module.fit_fold, {}
+
+    def fit_fold(model: Any, *arguments: Any, **named: Any) -> Any:
+        def take(self: torch.optim.AdamW, *ignored: Any, **also: Any) -> None:
+            taken.update({name: p.grad.clone() for name, p in model.named_parameters()})
+            embedding = model.get_input_embeddings()
+            if isinstance(embedding, UsedRows):
+                (name,) = [n for n, p in model.named_parameters() if p is embedding.weight]
+                whole = torch.zeros_like(embedding.table[0].weight)
+                whole[embedding.used] = taken[name]
+                taken[name] = whole
+            raise Taken
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", take)
+            return original(model, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_cell_module, "fit_fold", fit_fold)
+        with pytest.raises(Taken):
+            train_cell_module.train_cell(job)
+    return taken
+
+
+@pytest.mark.parametrize("strategy", ["none", "fgm", "pgd(epsilon=0.5, scope=example)", "freelb"])
+@pytest.mark.parametrize("alone", ["keep_used_rows", "written_out_attention", ""])
+def test_the_gradients_of_a_step_agree_to_1e_5_with_and_without_fast_paths(
+    job: CellJob, monkeypatch: pytest.MonkeyPatch, strategy: str, alone: str
+) -> None:
+    """Of each tensor's norm, in fp32 and with dropout; each of the two shortcuts alone, and both."""
+    training = {**job.arm.training, "max_grad_norm": 0.0}
+    arm = dataclasses.replace(job.arm, strategy=strategy, training=training)
+    job = dataclasses.replace(job, arm=arm)
+    whole = first_gradients(dataclasses.replace(job, fast_paths=False))
+    used: list[str] = []
+    for name in ("keep_used_rows", "written_out_attention"):
+        original = getattr(train_cell_module, name)
+
+        def shortcut(*arguments: Any, name: str = name, original: Any = original) -> Any:
+            if alone in ("", name):
+                used.append(name)
+                return original(*arguments)
+            return nullcontext()
+
+        monkeypatch.setattr(train_cell_module, name, shortcut)
+    fast = first_gradients(job)
+
+    assert used == ([alone] if alone else ["keep_used_rows", "written_out_attention"])
+    assert fast.keys() == whole.keys()
+    largest = max(float(gradient.norm()) for gradient in whole.values())
+    for name, gradient in whole.items():
+        scale = float(gradient.norm())
+        if scale < 1e-5 * largest:  # a key's bias, whose gradient is zero but for rounding
+            scale = largest
+        assert float((fast[name] - gradient).norm()) <= 1e-5 * scale, name
 
 
 @pytest.mark.parametrize(("fast_paths", "dropout"), [(True, 0.1), (True, 0.0), (False, 0.1)])
@@ -120,6 +185,22 @@ def test_a_kernel_that_is_not_deterministic_is_named(
         train_cell_module.train_cell(dataclasses.replace(job, deterministic=True))
     with pytest.raises(ValueError, match="so far"):
         train_cell_module.train_cell(job)
+
+
+@pytest.mark.parametrize("where", ["torch.optim.AdamW.step", "torch.nn.Module.to"])
+def test_no_memory_outside_the_passes_is_one_clear_error(
+    job: CellJob, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Adam's state comes with the first step, the model's copy on the GPU before it."""
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(where, fail)
+
+    with pytest.raises(TrainingError, match=r"^the GPU has too little .*--batch-size") as caught:
+        train_cell_module.train_cell(job)
+    assert caught.value.__context__ is None, "it would hold the tensors"
 
 
 def test_the_flags_reach_the_cells(

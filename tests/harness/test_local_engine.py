@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import multiprocessing
 import os
 from collections import defaultdict
@@ -15,7 +16,9 @@ import torch
 
 from competition_kit.data.competition import load_competition
 from competition_kit.errors import InputError
+from competition_kit.harness import memory
 from competition_kit.harness.cells import Cell, CellJob, CellResult
+from competition_kit.harness.engines import local
 from competition_kit.harness.engines.local import Placement, compute, place
 from competition_kit.harness.plan import make_plan
 from competition_kit.model_source import find_model
@@ -177,6 +180,36 @@ def test_what_a_cell_raises_stands_in_its_place(jobs: list[CellJob]) -> None:
     assert number == 1
     assert isinstance(error, TrainingError)
     assert list(work) == [], "the third was not admitted"
+
+
+@pytest.mark.parametrize(
+    ("placement", "lacking", "said"),
+    [
+        (POOL, True, ["glibc", "imports torch anew"]),
+        (ALONE, True, ["glibc"]),
+        (dataclasses.replace(POOL, fast_paths=False), True, ["imports torch anew"]),
+        (dataclasses.replace(POOL, devices=("cuda:0",)), True, []),
+        (POOL, False, []),
+    ],
+)
+def test_shortcuts_that_a_system_lacks_are_named_once(
+    jobs: list[CellJob],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    placement: Placement,
+    lacking: bool,
+    said: list[str],
+) -> None:
+    monkeypatch.setattr(memory, "can_keep_freed_memory", lambda: not lacking)
+    monkeypatch.setattr(local, "can_fork", lambda device: not lacking)
+    for engine in ("_here", "_pool"):
+        monkeypatch.setattr(local, engine, lambda *about: iter(()))
+
+    with caplog.at_level(logging.INFO):
+        assert list(compute(jobs, placement)) == list(compute([], placement)) == []
+
+    assert len(caplog.messages) == len(said)
+    assert all(word in message for word, message in zip(said, caplog.messages, strict=True))
 
 
 def test_there_are_no_more_workers_than_cells_and_cores_are_shared_out(

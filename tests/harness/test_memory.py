@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from competition_kit.harness.memory import (
     CLEAR,
+    can_keep_freed_memory,
     keep_freed_memory,
     peak_memory_mb,
     reset_peak_memory,
@@ -34,3 +37,12 @@ def test_a_peak_outlives_what_made_it():
     held = torch.ones(50_000_000)
     del held
     assert peak_memory_mb(CPU) > before + 100
+
+
+def test_whether_freed_memory_can_be_kept_depends_on_the_c_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert can_keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not can_keep_freed_memory()
+    keep_freed_memory()  # does nothing, and says so nowhere: the driver did

@@ -310,6 +310,34 @@ def test_results_that_lack_something_are_written_again(
     assert metrics.read_bytes() == before
 
 
+def test_cells_that_were_computed_without_deterministic_kernels_are_told(
+    toy: Toy, trained: list[str], shared_first_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every time, until they are computed again; --deterministic is no part of their key."""
+    shutil.copytree(shared_first_run, toy.out)
+    marker = toy.run() / "cells" / "seed0-fold1" / "metrics.json"
+    earlier = json.loads(marker.read_text(encoding="utf-8"))
+    assert earlier.pop("deterministic") is False
+    marker.write_text(json.dumps(earlier), encoding="utf-8")  # of a kit that did not note it
+
+    def warnings(*flags: str) -> list[str]:
+        assert toy.cv(*flags) == 0
+        return [x for x in capsys.readouterr().err.splitlines() if "deterministic" in x]
+
+    assert warnings() == []
+    for seeds, computed in (("0", 0), ("0 3", 2), ("0 3", 2)):
+        (warning,) = warnings("--deterministic", "--seeds", *seeds.split())
+        assert warning.startswith("warning: ")
+        assert " 2 finished cells" in warning
+        assert "--fresh" in warning
+        assert len(trained) == computed
+
+    assert warnings("--deterministic", "--fresh") == []
+    assert warnings("--deterministic") == []
+    assert len(trained) == 4
+    assert warnings() == [], "cells of such kernels are as good as any"
+
+
 def test_weights_are_kept_on_request_and_cells_without_them_computed_again(
     toy: Toy, trained: list[str], shared_first_run: Path
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from competition_kit.errors import InputError
+from competition_kit.strategies.fgm import FGM
 from competition_kit.training.journal import TrainingError
 
 from .models import build, texts, train
@@ -18,6 +19,14 @@ from .models import build, texts, train
 def test_a_strategy_that_moved_nothing(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="moved nothing in 2 batches"):
         train(tmp_path, build(), "awp(start_epoch=5)")
+
+
+def test_noise_does_not_hide_a_strategy_that_moved_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FGM, "__call__", lambda self, step: (yield step.loss()))
+    with pytest.raises(TrainingError, match=r"^fgm.* inside neftune.* moved nothing in 2 batches"):
+        train(tmp_path, build(), "neftune+fgm")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ from competition_kit.training.step import Step
 from .tools import (
     SEED,
     Gradients,
+    Linear,
     added,
+    binary_batch,
     drive,
     gradients,
     identical,
@@ -579,6 +581,30 @@ def test_wrappers_go_around_every_strategy(
         alone = added(trained(sane(wrapper), model, batch), weight=KNOWN[name].weight)
         assert relative_error(together, alone) > 1e-3
     assert len(drive(both(step_of(model, batch)))) == len(drive(inner(step_of(model, batch))))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrappers_moves_are_told_from_those_inside(
+    wrapper: str, name: str, model: Classifier, batch: Batch
+) -> None:
+    step = step_of(model, batch)
+    drive(sane(wrapper, inner=sane(name))(step))
+    assert moved_something(step)
+    acted = step.own_move is not None and float(step.own_move) > 0
+    assert acted == (name not in ("none", *WRAPPERS))
+
+
+@pytest.mark.parametrize("inner", ["fgm", "fgsm", "pgd", "vat"])
+def test_an_attack_without_a_gradient_to_follow_has_not_acted(inner: str) -> None:
+    """Not even vat, which looks for a direction from a random one: nothing is trained there."""
+    model = Linear()
+    with torch.no_grad():
+        model.w.zero_()
+    for strategy in (sane(inner), sane("neftune", inner=sane(inner))):
+        step = step_of(model, binary_batch(model))
+        drive(strategy(step))
+        assert step.own_move is not None
+        assert float(step.own_move) == 0.0
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

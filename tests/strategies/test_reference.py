@@ -637,19 +637,40 @@ def test_no_noise_in_prediction(model_folder: ModelFolder) -> None:
     ],
 )
 def test_micro_batches_add_up_to_one_batch(strategy: Strategy, model: Classifier) -> None:
-    """T27; the table scope is not among them: its budget is one per micro-batch."""
-    lengths = (9, 4, 6, 2, 5, 7)
-    whole = toy_batch(model, lengths=lengths)
+    """T27; the table scope is not among them: see the next test."""
+    whole, parts = in_micro_batches(model)
     want = trained(strategy, model, whole)
     model.zero_grad()
-    assert whole.labels is not None
-    for part in ([0, 1], [2, 3, 4], [5]):
-        longest = max(lengths[i] for i in part)
-        micro = make_batch(
-            whole.input_ids[part, :longest], [lengths[i] for i in part], whole.labels[part]
-        )
-        drive(strategy(step_of(model, micro)), weight=len(part) / 6)
+    for micro in parts:
+        drive(strategy(step_of(model, micro)), weight=len(micro) / len(whole))
     assert relative_error(gradients(model), want) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["fgm table", "pgd table, projected"])
+def test_table_scope_has_a_budget_for_each_micro_batch(name: str, model: Classifier) -> None:
+    """T27: the sum of what each micro-batch gives alone, whatever `.grad` holds by then."""
+    strategy, by_hand = AGAINST_REFERENCE[name]
+    whole, parts = in_micro_batches(model)
+    want = [added(by_hand(model, micro), weight=len(micro) / len(whole)) for micro in parts]
+    model.zero_grad()
+    for micro in parts:
+        drive(strategy(step_of(model, micro)), weight=len(micro) / len(whole))
+    got = gradients(model)
+    assert relative_error(got, added(*want)) <= EXACT
+    assert relative_error(got, by_hand(model, whole)) > 1e-3, "the batch has another budget"
+
+
+def in_micro_batches(model: Classifier) -> tuple[Batch, list[Batch]]:
+    """Return a batch of six texts, and its texts as micro-batches of two, three and one."""
+    lengths = (9, 4, 6, 2, 5, 7)
+    whole = toy_batch(model, lengths=lengths)
+    assert whole.labels is not None
+    parts = []
+    for rows in ([0, 1], [2, 3, 4], [5]):
+        longest = max(lengths[row] for row in rows)
+        ids = whole.input_ids[rows, :longest]
+        parts.append(make_batch(ids, [lengths[row] for row in rows], whole.labels[rows]))
+    return whole, parts
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from competition_kit.data.encoding import Encoded, collate, length_bucketed
 from competition_kit.specs import parse_spec
-from competition_kit.strategies import STRATEGIES
+from competition_kit.strategies import STRATEGIES, Strategy
+from competition_kit.strategies.awp import AWP
+from competition_kit.strategies.neftune import NEFTune
 from competition_kit.training.fit import FitLog, TrainingError, fit_fold, predict
 from competition_kit.training.model import Classifier, build_classifier
 from competition_kit.training.objectives import CrossEntropy, Once
@@ -387,6 +390,23 @@ def test_the_same_strategy_is_fine_where_it_is_off(
     assert fit(build(), encoded, Idle(True, strength=0.0)).shift_norm == 0.0
 
 
+@pytest.mark.parametrize("wrapper", [NEFTune, partial(AWP, start_epoch=0.0)])
+def test_what_a_wrapper_moves_hides_no_idle_strategy_inside(
+    build: Callable[..., Classifier], encoded: Encoded, wrapper: Callable[..., Strategy]
+) -> None:
+    for by_zero in (False, True):
+        with pytest.raises(TrainingError, match=r"^Idle.* inside .* is on but moved nothing"):
+            fit(build(), encoded, wrapper(inner=Idle(by_zero)))
+        fit(build(), encoded, wrapper(inner=Idle(by_zero, strength=0.0)))
+
+
+def test_a_strategy_inside_a_wrapper_need_not_shift_embeddings(
+    build: Callable[..., Classifier], encoded: Encoded
+) -> None:
+    """SMART's proximal term alone compares weights."""
+    fit(build(), encoded, "neftune+smart(alpha=0)")
+
+
 @dataclass
 class Breaks:
     """A criterion that is not a number from a certain pass on."""
@@ -409,12 +429,40 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(
         fit(build(), encoded, objective=Once(Breaks(at=4, value=value)))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("strategy", "at"),
+    [
+        ("fgm", 4),  # the first pass of the second step is pass 3, its attacked one pass 4
+        ("pgd", 7),  # passes 5 to 8: this one is for the direction alone
+        ("vat", 2),  # the power iteration, whose loss is a divergence
+    ],
+)
 def test_a_later_pass_that_is_not_finite_is_an_error_too(
+    build: Callable[..., Classifier], encoded: Encoded, precision: Any, strategy: str, at: int
+) -> None:
+    """In fp16 too: what the scaler skips are overflows of scaled gradients; losses are unscaled."""
+    model = build()
+    passes = 0
+
+    def break_once(module: torch.nn.Module, inputs: Any, logits: Tensor) -> Tensor | None:
+        nonlocal passes
+        passes += 1
+        return logits * math.nan if passes == at else None
+
+    model.register_forward_hook(break_once)
+    by = 1 if strategy == "vat" else 2
+    with pytest.raises(TrainingError, match=f"a later pass became nan by optimizer step {by}: "):
+        fit(model, encoded, strategy, replace(RECIPE, precision=precision))
+
+
+def test_a_gradient_that_is_not_finite_is_an_error(
     build: Callable[..., Classifier], encoded: Encoded
 ) -> None:
-    """The first pass of the second step is pass 3, its attacked one pass 4."""
-    with pytest.raises(TrainingError, match=r"gradient norm became nan by optimizer step 2"):
-        fit(build(), encoded, "fgm", objective=Once(Breaks(at=4, value=math.nan)))
+    model = build()
+    model.head.bias.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingError, match="gradient norm became nan by optimizer step 1: "):
+        fit(model, encoded)
 
 
 def test_predictions_that_are_not_finite_are_an_error(
@@ -514,14 +562,16 @@ def test_bf16_autocast_trains_near_fp32_with_fp32_weights(
 
 @dataclass
 class Overflows:
-    """A criterion whose first loss is finite, and is not once it is scaled for fp16."""
+    """A criterion whose first losses are finite, and are not once they are scaled for fp16."""
 
     passes: int = 0
+
+    first: int = 1  # passes that overflow
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         self.passes += 1
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        return loss * (1e35 if self.passes == 1 else 1.0)
+        return loss * (1e35 if self.passes <= self.first else 1.0)
 
 
 def test_an_fp16_overflow_skips_its_step_and_nothing_else(
@@ -540,6 +590,61 @@ def test_an_fp16_overflow_skips_its_step_and_nothing_else(
     assert (log.steps, log.skipped) == (5, 1)
     assert at_step[0] == 0.0 < at_step[1] < math.inf
     assert all(math.isfinite(line.grad_norm) for line in log.lines)
+
+
+FP16 = replace(RECIPE, precision="fp16", epochs=1)
+
+
+def test_a_fold_whose_steps_all_overflowed_is_an_error(
+    build: Callable[..., Classifier], encoded: Encoded
+) -> None:
+    model = build()
+    start = weights(model)
+
+    with pytest.raises(TrainingError, match=r"all 5 optimizer steps overflowed .*--precision bf16"):
+        fit(model, encoded, "none", FP16, objective=Once(Overflows(first=5)))
+
+    assert distance(weights(model), start) == 0.0
+
+
+@dataclass(frozen=True)
+class MovesAtFirst:
+    """Shifts in the very first step alone."""
+
+    strength: float = 1.0
+
+    def __call__(self, step: Step) -> Generator[Tensor, None, None]:
+        yield step.loss(step.uniform() if step.number == 0 else None)
+
+
+@pytest.mark.parametrize("strategy", [Idle(by_zero=True), MovesAtFirst()])
+def test_a_skipped_step_does_not_excuse_an_idle_strategy(
+    build: Callable[..., Classifier], encoded: Encoded, strategy: Strategy
+) -> None:
+    with pytest.raises(TrainingError, match=r"moved nothing in 5 optimizer steps \(1 of them skip"):
+        fit(build(), encoded, strategy, FP16, objective=Once(Overflows()))
+
+
+def test_an_attack_that_an_overflow_kept_back_once_is_no_idle_one(
+    build: Callable[..., Classifier], encoded: Encoded
+) -> None:
+    log = fit(build(), encoded, "fgm", FP16, objective=Once(Overflows()))
+
+    assert log.skipped == 1
+    assert [line.shift_norm > 0 for line in log.lines] == [False, True, True, True, True]
+
+
+def test_no_step_that_was_taken_since_a_late_start_is_an_error_at_the_end(
+    build: Callable[..., Classifier], encoded: Encoded
+) -> None:
+    """Two epochs of five steps; awp starts with the second, whose steps all overflow."""
+
+    def objective(step: Step, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        loss, logits = Once(CrossEntropy())(step, shift)
+        return loss * (1e37 if step.epoch >= 1 else 1.0), logits
+
+    with pytest.raises(TrainingError, match=r"awp.* moved nothing in 10 .* \(5 of them skipped"):
+        fit(build(), encoded, "awp", replace(FP16, epochs=2), objective=objective)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -562,3 +667,46 @@ def test_predictions_come_in_the_order_asked_for_and_equal_those_one_by_one(
 
 def test_no_rows_have_no_predictions(build: Callable[..., Classifier], encoded: Encoded) -> None:
     assert predict(build(), encoded, np.zeros(0, np.int64)).shape == (0, 3)
+
+
+# -- kernels and precision ---------------------------------------------------------------------
+
+
+def test_cudnns_attention_is_left_out_inside_and_the_callers_choice_holds_outside(
+    build: Callable[..., Classifier], encoded: Encoded
+) -> None:
+    model, seen = build(), []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    for choice in (True, False):
+        torch.backends.cuda.enable_cudnn_sdp(choice)
+        try:
+            fit(model, encoded)
+            predict(model, encoded, ROWS)
+            assert torch.backends.cuda.cudnn_sdp_enabled() is choice
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(True)
+    assert len(seen) > 4 and not any(seen)
+
+
+def test_logits_are_not_rounded_to_half_precision(
+    build: Callable[..., Classifier], encoded: Encoded
+) -> None:
+    """In bf16 near 1 there are 128 numbers up to 2: rows would tie."""
+    logits = predict(build(), encoded, ROWS, precision="bf16")
+    assert (torch.from_numpy(logits).bfloat16().float().numpy() != logits).mean() > 0.9
+
+
+def test_the_log_says_how_many_rows_went_through_at_a_time(
+    build: Callable[..., Classifier], encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fit(build(), encoded).rows_at_a_time == RECIPE.batch_size
+    backward, failed = Tensor.backward, []
+
+    def once_too_much(tensor: Tensor, *arguments: Any, **more: Any) -> None:
+        if not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError
+        backward(tensor, *arguments, **more)
+
+    monkeypatch.setattr(Tensor, "backward", once_too_much)
+    assert fit(build(), encoded).rows_at_a_time == RECIPE.batch_size // 2

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from competition_kit.errors import InputError
 from competition_kit.training.model import (
     Classifier,
     build_classifier,
+    build_untrained,
     load_tokenizer,
     parameter_groups,
 )
@@ -244,11 +249,158 @@ def test_a_damaged_checkpoint_is_bad_input(
         build_classifier(folder, 2)
 
 
+NEWER = '{"version": "9.0", "added_tokens": [], "model": {"type": "Quantum", "vocab": {}}}'
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("tokenizer.json", text) for text in ("{", "{}", "[]", "null", '{"model":{}}', NEWER)),
+        *(("tokenizer_config.json", text) for text in ("{", "[]", '{"tokenizer_class": {}}')),
+    ],
+)
 def test_a_damaged_tokenizer_is_bad_input(
-    model_folder: Callable[[str], Path], tmp_path: Path
+    model_folder: Callable[[str], Path], tmp_path: Path, file: str, content: str
 ) -> None:
     folder = Path(shutil.copytree(model_folder("bert"), tmp_path / "cut"))
-    (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+    (folder / file).write_text(content, encoding="utf-8")
 
-    with pytest.raises(InputError, match="the tokenizer does not load"):
+    with pytest.raises(InputError) as error:
         load_tokenizer(folder)
+
+    message = str(error.value)
+    assert message.startswith(f"{folder}: the tokenizer does not load (")
+    assert "; fetch tokenizer.json and tokenizer_config.json again, or save" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_an_error_of_no_named_class_is_bad_input_too(
+    model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizers library raises bare Exceptions; a lack of memory is nobody's bad file."""
+    errors: list[Exception] = [Exception("data did not match any variant"), MemoryError()]
+    monkeypatch.setattr(
+        "transformers.AutoTokenizer.from_pretrained", Mock(side_effect=list(errors))
+    )
+
+    with pytest.raises(InputError, match="does not load \\(data did not match any variant\\)"):
+        load_tokenizer(model_folder("bert"))
+    with pytest.raises(MemoryError):
+        load_tokenizer(model_folder("bert"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_hidden_layers", "two"), ("pad_token_id", {}), ("model_type", "none")]
+)
+def test_a_wrongly_typed_config_is_bad_input_for_every_loader(
+    model_folder: Callable[[str], Path], tmp_path: Path, key: str, value: object
+) -> None:
+    folder = Path(shutil.copytree(model_folder("bert"), tmp_path / "typed"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {key: value}), encoding="utf-8")
+
+    messages = set()
+    for loader in (
+        load_tokenizer,
+        partial(build_classifier, classes=2),
+        partial(build_untrained, classes=2, pooling="mean"),
+    ):
+        with pytest.raises(InputError) as error:
+            loader(folder)
+        messages.add(str(error.value))
+
+    (message,) = messages
+    problem = "no encoder can be built from it ("
+    assert message.startswith(f"{folder / 'config.json'}: {problem}")
+    assert (key if key != "model_type" else "`none`") in message
+    assert message.endswith("; correct it, or copy config.json from the encoder's own folder")
+
+
+def test_a_config_of_the_right_types_that_builds_nothing_is_bad_input(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folder("bert"), tmp_path / "act"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"hidden_act": "none"}), encoding="utf-8"
+    )
+
+    with pytest.raises(InputError, match=r"does not load \(KeyError\('none'\)\)"):
+        build_classifier(folder, 2)
+    with pytest.raises(InputError, match=r"config\.json: no encoder can be built from it"):
+        build_untrained(folder, 2, pooling="mean")
+
+
+# -- SentencePiece alone --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lone(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Return a folder whose tokenizer is one SentencePiece file, as DeBERTa-v3's is on the hub."""
+    folder = Path(shutil.copytree(model_folder("bert"), tmp_path / "lone"))
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    (folder / "spm.model").write_bytes(b"no real model")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("here", "lacking"),
+    [
+        ((), "sentencepiece protobuf"),
+        (("sentencepiece",), "protobuf"),
+        (("protobuf",), "sentencepiece"),
+    ],
+)
+def test_a_sentencepiece_file_needs_packages_and_the_message_says_which(
+    lone: Path, monkeypatch: pytest.MonkeyPatch, here: tuple[str, ...], lacking: str
+) -> None:
+    for package in ("sentencepiece", "protobuf"):
+        monkeypatch.setattr(
+            f"transformers.utils.is_{package}_available", partial(bool, package in here)
+        )
+
+    with pytest.raises(InputError) as error:
+        load_tokenizer(lone)
+
+    message = str(error.value)
+    assert message.startswith(f"{lone / 'spm.model'}: this tokenizer is a SentencePiece file alone")
+    assert f"; pip install {lacking}; or save the fast tokenizer" in message
+    assert "tiktoken" not in message
+    command = shlex.split(message.partition("installed: ")[2])
+    assert command[:2] == ["python", "-c"] and len(command) == 3
+    loaded = Mock()
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.AutoTokenizer.from_pretrained", loaded)
+        exec(command[2])
+    loaded.assert_called_once_with(str(lone))
+    loaded.return_value.save_pretrained.assert_called_once_with(str(lone))
+
+
+def test_where_the_packages_are_a_sentencepiece_file_is_read(
+    lone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("sentencepiece", "protobuf"):
+        monkeypatch.setattr(f"transformers.utils.is_{package}_available", lambda: True)
+    loaded = Mock(side_effect=["a tokenizer", ValueError("`tiktoken` is required")])
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", loaded)
+
+    assert load_tokenizer(lone) == "a tokenizer"
+    with pytest.raises(
+        InputError, match=r"spm\.model: .* neither as SentencePiece nor as tiktoken"
+    ):
+        load_tokenizer(lone)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.txt"])
+def test_a_sentencepiece_file_beside_another_tokenizer_needs_no_package(
+    lone: Path, model_folder: Callable[[str], Path], file: str
+) -> None:
+    if file == "tokenizer.json":
+        for path in model_folder("bert").glob("tokenizer*"):
+            shutil.copy(path, lone)
+    else:
+        words = "[PAD] [UNK] [CLS] [SEP] [MASK] good bad"
+        (lone / file).write_text("\n".join(words.split()), encoding="utf-8")
+
+    assert load_tokenizer(lone)("good bad")["input_ids"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +17,7 @@ from typing import Any
 from competition_kit.errors import KitError
 from competition_kit.harness.cells import CellJob, CellResult
 from competition_kit.harness.engines.processes import (
+    can_fork,
     process_context,
     serve_parent,
     stop_children,
@@ -22,6 +25,8 @@ from competition_kit.harness.engines.processes import (
 )
 
 __all__ = ["Placement", "compute", "place"]
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 Admit = Callable[[int], bool]
@@ -92,10 +97,25 @@ def compute(
     Raises:
         KitError: if a worker process died, after the finished cells have been yielded.
     """
+    if jobs and placement.devices[0] == "cpu":
+        _say_what_is_slower_here(placement)
     if placement.workers == 1:
         yield from _here(jobs, placement, on_step, admit)
     else:
         yield from _pool(jobs, placement, on_step, admit)
+
+
+def _say_what_is_slower_here(placement: Placement) -> None:
+    """Say which shortcuts of training on the CPU this system does not have."""
+    from competition_kit.harness.memory import can_keep_freed_memory
+
+    if placement.fast_paths and not can_keep_freed_memory():
+        log.info(
+            "this system's C library is not glibc: freed memory goes back to the system between "
+            "steps, so that large encoders train more slowly"
+        )
+    if placement.workers > 1 and not can_fork("cpu"):
+        log.info("each worker imports torch anew on this system: the start takes some seconds more")
 
 
 def _here(
@@ -113,6 +133,8 @@ def _here(
         try:
             outcome: CellResult | BaseException = train_cell(job, partial(on_step, number))
         except Exception as error:
+            # its frames hold the model, which the next cell's memory is needed for
+            traceback.clear_frames(error.__traceback__)
             outcome = error
         yield number, outcome
 

@@ -19,6 +19,7 @@ from competition_kit.errors import KitError
 
 __all__ = [
     "beside",
+    "can_fork",
     "get_ready",
     "process_context",
     "serve_parent",
@@ -37,7 +38,7 @@ PRELOAD = [  # what takes seconds to import
 
 def get_ready(device: str) -> None:
     """Begin to import what workers need, in the background, beside what the driver still does."""
-    if _can_fork(device):
+    if can_fork(device):
         from multiprocessing.forkserver import ensure_running
 
         with stops_held_back():
@@ -50,14 +51,15 @@ def process_context(device: str) -> Any:
 
     That process has no thread of torch's and no CUDA: either, forked, would hang or fail.
     """
-    if not _can_fork(device):
+    if not can_fork(device):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context
 
 
-def _can_fork(device: str) -> bool:
+def can_fork(device: str) -> bool:
+    """Return whether workers for this device can start from one that has imported everything."""
     return sys.platform == "linux" and device == "cpu"
 
 

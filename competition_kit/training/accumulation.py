@@ -1,0 +1,95 @@
+"""The gradient of one optimizer step, added up over its micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from competition_kit.data.encoding import Batch, Encoded, length_sorted
+from competition_kit.strategies import Strategy
+from competition_kit.training.journal import Journal
+from competition_kit.training.model import EncoderModel
+from competition_kit.training.seeds import FoldSeeds
+from competition_kit.training.step import Objective, Step, unscaled
+
+__all__ = ["Accumulation", "MakeBatch"]
+
+MakeBatch = Callable[[Encoded, np.ndarray, np.ndarray | None, int], Batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accumulation:
+    """Runs the strategy on micro-batches; their gradients add up in `.grad`.
+
+    Attributes:
+        labels, make_batch: as in `fit_fold`.
+        total: optimizer steps of the fold.
+        memory: outlives the steps, for strategies that look back.
+    """
+
+    model: EncoderModel
+    encoded: Encoded
+    labels: np.ndarray | None
+    make_batch: MakeBatch
+    strategy: Strategy
+    objective: Objective
+    seeds: FoldSeeds
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    autocast: Callable[[], AbstractContextManager]
+    journal: Journal
+    total: int
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def add_up(self, micro_batches: Sequence[np.ndarray], *, number: int, epoch: float) -> None:
+        """Leave the (scaled) gradient of an optimizer step's mean loss in `.grad`; note its passes.
+
+        Args:
+            micro_batches: row numbers of each.
+            number: optimizer steps taken so far; `epoch`: epochs done.
+        """
+        self.optimizer.zero_grad(set_to_none=True)  # of a try that did not fit
+        rows_in_step = sum(len(part) for part in micro_batches)
+        passed = []
+        for micro, part in enumerate(micro_batches):
+            step = self._step(part, number, micro, epoch)
+            weight = len(part) / rows_in_step  # a step's loss is the mean over all its rows
+            yielded = 0
+            with closing(self.strategy(step)) as losses:
+                for loss in losses:
+                    self.scaler.scale(loss * weight).backward()
+                    yielded += 1
+            passed.append((step, yielded, weight))
+        for entry in passed:
+            self.journal.passed(*entry)
+
+    def look_through(self, rows: np.ndarray, batch_size: int) -> Iterator[Step]:
+        """Yield steps over some rows before the training, for who wants to see gradients first."""
+        lengths = self.encoded.lengths[rows]
+        for part in length_sorted(lengths, np.arange(len(rows)), batch_size):
+            yield self._step(rows[part], 0, 0, 0.0)
+
+    def _step(self, part: np.ndarray, number: int, micro: int, epoch: float) -> Step:
+        """Return what the strategy sees of one micro-batch."""
+        device, seeds = next(self.model.parameters()).device, self.seeds
+        # the same dropout in every arm's first pass, whatever its other passes drew before
+        seeds.seed_dropout(number, micro)
+        batch_seed = seeds.derive("batch", number, micro)
+        return Step(
+            self.model,
+            self.make_batch(self.encoded, part, self.labels, batch_seed).to(device),
+            self.objective,
+            seeds.attack(number, micro, device),
+            self.autocast,
+            self.scaler.scale if self.scaler.is_enabled() else unscaled,
+            momentum=lambda weight: self.optimizer.state.get(weight, {}).get("exp_avg"),
+            epoch=epoch,
+            number=number,
+            progress=number / self.total,
+            memory=self.memory,
+        )
