@@ -1,8 +1,11 @@
-"""What was tried for speed or memory and not kept, so that anyone can try again; what a step is made of.
+"""What was tried for speed or memory, kept or not, to be tried again; what a step is made of.
 
     python -m benchmarks.trials recompute    # a regulariser's clean pass made twice, to hold one graph
     python -m benchmarks.trials compile      # torch.compile on the CPU; needs a C++ compiler
     python -m benchmarks.trials denormals    # AdamW over moments that have decayed to almost nothing
+    python -m benchmarks.trials adamw        # kept: one fused pass, against torch's other two ways
+    python -m benchmarks.trials ascent       # kept: gradients of the input alone, against full ones
+    python -m benchmarks.trials prediction   # kept: rows in order of length, against file order
 
     python -m benchmarks.trials profile --adv none "fgm(scope='token')"    # where a step's time goes
 
@@ -16,12 +19,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -35,15 +41,20 @@ from benchmarks.step_cost import with_used_rows
 from benchmarks.trainer import Trainer
 from benchmarks.workload import Workload, from_competition
 from competition_kit.commands.flags import count
+from competition_kit.commands.setup import MAX_LENGTH
+from competition_kit.data.competition import load_competition
+from competition_kit.data.encoding import Encoded, encode
 from competition_kit.errors import KitError
-from competition_kit.model_source import DEFAULT_MODEL
+from competition_kit.model_source import DEFAULT_MODEL, find_model
 from competition_kit.strategies import STRATEGIES
-from competition_kit.training.model import written_out_attention
+from competition_kit.training import fit
+from competition_kit.training.model import load_tokenizer, written_out_attention
 from competition_kit.training.step import Step
 
 __all__ = ["main"]
 
 CPU = torch.device("cpu")
+DATA = Path("data") / "tweets"
 PROFILED = ("none", "fgm", "pgd", "alum")
 TABLE = 8000 * 384  # elements: the rows that a few thousand tweets use
 
@@ -129,7 +140,117 @@ def denormals(workload: Workload, repetitions: int) -> list[str]:
     ]
 
 
-TRIALS = {"recompute": recompute, "compile": compiled, "denormals": denormals}
+def adamw(workload: Workload, repetitions: int) -> list[str]:
+    """Measure torch's three ways of AdamW on the weights that a cell trains."""
+    trainer = _trainer(workload)
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    runs: dict[str, Callable[[], object]] = {
+        name: torch.optim.AdamW(
+            weights, lr=1e-7, fused=name == "fused", foreach=name == "foreach"
+        ).step
+        for name in ("fused", "foreach", "one by one")
+    }
+    for run in runs.values():
+        run()  # makes the moments
+    seconds = _interleaved(runs, repetitions)
+    step = trainer.kit(STRATEGIES["none"]())
+    step(workload.batches[0])
+    whole = median(_seconds(lambda: step(workload.batches[0])) for _ in range(repetitions))
+    return [
+        f"{name}: {_text(ratios(seconds[name], seconds['fused']))} times the fused one, "
+        f"{median(seconds[name]) / whole:.1%} of a training step"
+        for name in runs
+    ]
+
+
+def ascent(workload: Workload, repetitions: int) -> list[str]:
+    """Measure ascents whose backward passes compute the gradients of the weights, too."""
+    trainer = _trainer(workload)
+    lines = []
+    for name in ("pgd", "alum", "vat"):
+        step = trainer.kit(STRATEGIES[name]())
+        step(workload.batches[0])
+
+        def all_batches(step=step, way=nullcontext) -> None:  # type: ignore[no-untyped-def]
+            with way():
+                for batch in workload.batches:
+                    step(batch)
+
+        seconds = _interleaved(
+            {"input": all_batches, "full": partial(all_batches, way=_full_gradients)}, repetitions
+        )
+        lines.append(f"{name}: full backward {_text(ratios(seconds['full'], seconds['input']))}")
+    return lines
+
+
+def prediction(workload: Workload, repetitions: int) -> list[str]:
+    """Measure predictions of 512 texts in batches of the file's order."""
+    encoded, model = _encoded(512), workload.model
+    rows = np.arange(len(encoded))
+
+    def in_file_order() -> None:
+        with _patched(fit, "length_sorted", _file_order):
+            fit.predict(model, encoded, rows)
+
+    def no_grad() -> None:
+        with _patched(torch, "inference_mode", torch.no_grad):
+            fit.predict(model, encoded, rows)
+
+    runs: dict[str, Callable[[], object]] = {
+        "by length": lambda: fit.predict(model, encoded, rows),
+        "file order": in_file_order,
+        "no_grad": no_grad,
+    }
+    seconds = _interleaved(runs, repetitions)
+    return [f"{name}: {_text(ratios(seconds[name], seconds['by length']))}" for name in runs]
+
+
+TRIALS = {
+    "recompute": recompute,
+    "compile": compiled,
+    "denormals": denormals,
+    "adamw": adamw,
+    "ascent": ascent,
+    "prediction": prediction,
+}
+
+
+def _encoded(rows: int) -> Encoded:
+    texts = load_competition(prepared(DATA)).train
+    tokens = encode(load_tokenizer(find_model(DEFAULT_MODEL).folder), texts, MAX_LENGTH)
+    return tokens.take(np.arange(rows))
+
+
+def _file_order(lengths: np.ndarray, rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+@contextmanager
+def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextmanager
+def _full_gradients() -> Iterator[None]:
+    """Let ascents compute what pasted recipes do: gradients of all weights, thrown away."""
+
+    def gradient(
+        step: Step, shift: Tensor, loss: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        leaf = shift.detach().requires_grad_()
+        weights = [weight for weight in step.model.parameters() if weight.requires_grad]
+        found = torch.autograd.grad((loss or step.loss)(leaf), [leaf, *weights], allow_unused=True)
+        return found[0]
+
+    with _patched(Step, "gradient", gradient):
+        yield
 
 
 def _trainer(workload: Workload) -> Trainer:
@@ -150,11 +271,8 @@ def _recomputed() -> Iterator[None]:
         finally:
             step.model = model
 
-    Step.supervised = supervised  # type: ignore[method-assign, assignment]
-    try:
+    with _patched(Step, "supervised", supervised):
         yield
-    finally:
-        Step.supervised = original  # type: ignore[method-assign]
 
 
 class _Recomputed(nn.Module):
@@ -166,7 +284,9 @@ class _Recomputed(nn.Module):
         return checkpoint(self.model, *inputs, use_reentrant=False)
 
 
-def _interleaved(runs: dict[str, Callable[[], None]], repetitions: int) -> dict[str, list[float]]:
+def _interleaved(
+    runs: Mapping[str, Callable[[], object]], repetitions: int
+) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(repetitions):
         for label, run in runs.items():
@@ -210,8 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Try, print; return the exit code."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
-    data = prepared(Path("data") / "tweets")
-    workload = from_competition(DEFAULT_MODEL, data, batch_size=16, batches=4, device=CPU)
+    workload = from_competition(DEFAULT_MODEL, prepared(DATA), batch_size=16, batches=4, device=CPU)
     facts = environment(CPU)
     if options.trial in TRIALS:
         print(heading(facts), *TRIALS[options.trial](workload, options.repetitions), sep="\n")

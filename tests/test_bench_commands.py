@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from benchmarks import cv, scaling, sides, step_cost, step_profile, train, trials
 from benchmarks.sides import SIDES, Side, sides_on
+from benchmarks.toys import toy
 from benchmarks.workload import SHAPES, Workload, from_shape
 from competition_kit.cli import _parser
 from competition_kit.errors import KitError
@@ -263,7 +264,14 @@ def one_second(work: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize(
     ("trial", "said"),
-    [("recompute", "alum, recomputed"), ("compile", "times as fast"), ("denormals", "moments")],
+    [
+        ("recompute", "alum, recomputed"),
+        ("compile", "times as fast"),
+        ("denormals", "moments"),
+        ("adamw", "one by one"),
+        ("ascent", "alum"),
+        ("prediction", "file order"),
+    ],
 )
 def test_trials(
     trial: str,
@@ -274,6 +282,7 @@ def test_trials(
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     monkeypatch.setattr(trials, "TABLE", 64)
+    monkeypatch.setattr(trials, "_encoded", lambda rows: toy("bert", rows=5).encoded)
     monkeypatch.setattr(trials, "_seconds", one_second)
     assert trials.main([trial, "--repetitions", "1"]) == 0
     assert said in capsys.readouterr().out
