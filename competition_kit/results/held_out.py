@@ -57,7 +57,6 @@ def score_submission(competition: Competition, submission: Path) -> HeldOut:
             file=submission,
             remedy=WRITE_ANEW,
         )
-    handed_in = handed_in.iloc[[place[row_id] for row_id in wanted]].reset_index(drop=True)
     metric = find_metric(competition.rules.metric, competition.multi_label)
     has_labels = competition.rules.submission == "label"
     if has_labels and metric.needs_probabilities:
@@ -67,7 +66,7 @@ def score_submission(competition: Competition, submission: Path) -> HeldOut:
             remedy='say submission = "probabilities" in competition.toml',
         )
     read = _labels if has_labels else _probabilities
-    probabilities = read(competition, handed_in, submission)
+    probabilities = read(competition, handed_in, submission)[[place[row_id] for row_id in wanted]]
     score = metric.score(targets, probabilities, competition.classes)
     if not math.isfinite(score):
         raise InputError(

@@ -136,3 +136,11 @@ def test_a_metric_that_needs_probabilities_refuses_labels(tmp_path: Path) -> Non
     message = refused(toy, tmp_path / "submission.csv")
     assert "log_loss needs probabilities" in message
     assert 'say submission = "probabilities"' in message
+
+
+def test_a_label_that_there_is_not_is_named_by_its_row_in_the_file(tmp_path: Path) -> None:
+    toy = load(tmp_path, 'metric = "accuracy"\n')  # the solution has another order
+    path = tmp_path / "submission.csv"
+    path.write_text("id,label\n007,x\n8,z\n9,x\n10,y\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"row 3.*'z'"):
+        score_submission(toy, path)
