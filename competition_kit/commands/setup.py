@@ -135,16 +135,16 @@ def set_up(options: argparse.Namespace, data: Path) -> Setup:
     Raises:
         InputError: for whatever does not fit.
     """
+    if options.workers != 1:
+        from competition_kit.harness.engines.processes import get_ready
+
+        get_ready(options.device or "cpu")  # whether there is a GPU takes torch seconds to say
     competition = _competition(options, data)
     from competition_kit.results.metrics import find_metric
 
     toml = None if options.metric else data / "competition.toml"
     metric = find_metric(competition.rules.metric, competition.multi_label, toml)
     source = find_model(options.model)
-    if options.workers != 1:
-        from competition_kit.harness.engines.processes import get_ready
-
-        get_ready(options.device or "cpu")  # whether there is a GPU takes torch seconds to say
     device = _device(options.device)
     return Setup(
         competition=competition,

@@ -68,6 +68,11 @@ def main(arguments: list[str] | None = None, bundle: Path = HERE) -> int:
     """Read a test file, predict, write a submission."""
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     options = _parser(info).parse_args(arguments)
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        sys.exit(f"error: --device {options.device} cannot be used ({reason}); use --device cpu")
     table = read_csv(options.input, options.encoding)
     for name in (info["id"], *info["text"]):
         if name not in table:
@@ -76,7 +81,13 @@ def main(arguments: list[str] | None = None, bundle: Path = HERE) -> int:
     empty = sum(not text.strip() for column in texts for text in column)
     if empty:
         print(f"warning: {empty} texts are empty and are predicted as such", file=sys.stderr)
-    probabilities = predict(bundle, info, texts, options.device, options.batch_size)
+    try:
+        probabilities = predict(bundle, info, texts, options.device, options.batch_size)
+    except torch.OutOfMemoryError:
+        sys.exit(
+            "error: the GPU has too little memory: use a smaller --batch-size than "
+            f"{options.batch_size}, or --device cpu"
+        )
     ids = table[info["id"]]
     if options.probabilities is not None:
         named = {f"p_{name}": probabilities[:, i] for i, name in enumerate(info["classes"])}

@@ -19,6 +19,7 @@ from competition_kit.files import hash_json
 from competition_kit.model_source import SMALL_FILES, ModelSource, find_model
 from competition_kit.strategies.alum import ALUM
 from competition_kit.strategies.none import Plain
+from competition_kit.training.accumulation import MakeBatch
 from competition_kit.training.fit import fit_fold
 from competition_kit.training.kernels import kernels
 from competition_kit.training.masked_language import (
@@ -26,9 +27,10 @@ from competition_kit.training.masked_language import (
     mask_tokens,
     save_encoder,
 )
-from competition_kit.training.model import load_tokenizer
+from competition_kit.training.model import load_tokenizer, refusing
 from competition_kit.training.objectives import CrossEntropy, Once
 from competition_kit.training.recipe import Precision, Recipe, optimizer_steps
+from competition_kit.training.rows_that_fit import within_memory
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.tricks.pretrain import Pretrain
 
@@ -62,37 +64,58 @@ def adapted_encoder(
 
     Raises:
         InputError: if the encoder has no masked-language form or its tokenizer no mask token.
+        TrainingError: if training went wrong, or needs more memory than the GPU has left.
     """
     key = hash_json([source.hash, tokens.name, asdict(settings), precision, __version__])[:16]
     folder = home / "pretrained" / f"{source.short_name}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):  # a second run waits and finds it
         if not (folder / "config.json").is_file():
-            model = _masked_language_model(source).to(torch.device(device))
-            encoded = Encoded.load(tokens)
-            recipe = Recipe(
-                epochs=settings.epochs,
-                lr=settings.lr,
-                batch_size=settings.batch_size,
-                precision=precision,
-            )
-            total = optimizer_steps(len(encoded), recipe)
+            model = _masked_language_model(source)
             with kernels(deterministic=deterministic):
-                fit_fold(
-                    model,
-                    encoded,
-                    None,
-                    np.arange(len(encoded)),
-                    strategy=ALUM(alpha=settings.alum) if settings.alum > 0 else Plain(),
-                    objective=Once(CrossEntropy()),
-                    recipe=recipe,
-                    seeds=FoldSeeds(0, 0),
-                    make_batch=_batch_maker(source, settings, model),
-                    on_step=lambda step: on_step(step, total),
+                within_memory(
+                    lambda: _train(
+                        model.to(torch.device(device)),
+                        Encoded.load(tokens),
+                        settings,
+                        _batch_maker(source, settings, model),
+                        precision=precision,
+                        on_step=on_step,
+                    )
                 )
             _save(model, source, folder)
     # the name people know it by; the content's hash tells it from the encoder it was made from
     return replace(find_model(str(folder)), name=source.name)
+
+
+def _train(
+    model: MaskedLanguageModel,
+    encoded: Encoded,
+    settings: Pretrain,
+    make_batch: MakeBatch,
+    *,
+    precision: Precision,
+    on_step: Callable[[int, int], None],
+) -> None:
+    recipe = Recipe(
+        epochs=settings.epochs,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        precision=precision,
+    )
+    total = optimizer_steps(len(encoded), recipe)
+    fit_fold(
+        model,
+        encoded,
+        None,
+        np.arange(len(encoded)),
+        strategy=ALUM(alpha=settings.alum) if settings.alum > 0 else Plain(),
+        objective=Once(CrossEntropy()),
+        recipe=recipe,
+        seeds=FoldSeeds(0, 0),
+        make_batch=make_batch,
+        on_step=lambda step: on_step(step, total),
+    )
 
 
 def _masked_language_model(source: ModelSource) -> MaskedLanguageModel:
@@ -102,7 +125,11 @@ def _masked_language_model(source: ModelSource) -> MaskedLanguageModel:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # what it warns of is said below
     torch.manual_seed(FoldSeeds(0, 0).derive("masked-language-head"))
-    try:
+    with refusing(
+        "no masked-language form of this encoder",
+        file=source.folder,
+        remedy="drop the trick 'pretrain'",
+    ):
         inner, report = AutoModelForMaskedLM.from_pretrained(
             source.folder,
             dtype=torch.float32,
@@ -110,22 +137,12 @@ def _masked_language_model(source: ModelSource) -> MaskedLanguageModel:
             local_files_only=True,
             output_loading_info=True,
         )
-    except MemoryError:
-        raise
-    except Exception as error:  # transformers and safetensors have classes of their own
-        raise InputError(
-            f"no masked-language form of this encoder ({error})",
-            file=source.folder,
-            remedy="drop the trick 'pretrain'",
-        ) from error
     if report["missing_keys"]:
         log.info("pretrain: the checkpoint has no masked-language head, a random one is trained")
     return MaskedLanguageModel(inner)
 
 
-def _batch_maker(
-    source: ModelSource, settings: Pretrain, model: MaskedLanguageModel
-) -> Callable[[Encoded, np.ndarray, np.ndarray | None, int], Batch]:
+def _batch_maker(source: ModelSource, settings: Pretrain, model: MaskedLanguageModel) -> MakeBatch:
     tokenizer = load_tokenizer(source.folder)
     mask_id = tokenizer.mask_token_id
     if not isinstance(mask_id, int):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import numpy as np
@@ -20,11 +20,12 @@ from competition_kit.harness.memory import (
 from competition_kit.specs import parse_spec
 from competition_kit.strategies import STRATEGIES, Strategy
 from competition_kit.strategies.base import layers
-from competition_kit.training.fit import TrainingError, fit_fold, predict
+from competition_kit.training.fit import fit_fold, predict
 from competition_kit.training.kernels import kernels
 from competition_kit.training.model import build_classifier, written_out_attention
 from competition_kit.training.objectives import CRITERIA, Criterion, Once
 from competition_kit.training.recipe import Recipe
+from competition_kit.training.rows_that_fit import within_memory
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.training.step import Objective
 from competition_kit.training.used_rows import keep_used_rows
@@ -49,14 +50,8 @@ def train_cell(job: CellJob, on_step: Callable[[int], None] = lambda step: None)
             memory than the GPU has left.
         InputError: if the encoder does not load.
     """
-    with suppress(torch.OutOfMemoryError), kernels(deterministic=job.deterministic):
-        return _train(job, on_step)
-    # out here that exception, which holds the tensors, is gone
-    raise TrainingError(
-        "the GPU has too little memory for the model and its optimizer: use a smaller --batch-size "
-        "with --accumulation-steps, a lower --max-length, fewer --workers for each GPU, a smaller "
-        "encoder or another --device"
-    )
+    with kernels(deterministic=job.deterministic):
+        return within_memory(lambda: _train(job, on_step))
 
 
 def _train(job: CellJob, on_step: Callable[[int], None]) -> CellResult:

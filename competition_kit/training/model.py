@@ -28,6 +28,7 @@ __all__ = [
     "build_untrained",
     "load_tokenizer",
     "parameter_groups",
+    "refusing",
     "written_out_attention",
 ]
 
@@ -141,7 +142,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if lone is not None:
         _require_sentencepiece(lone)
         problem, files = f"{problem}, neither as SentencePiece nor as tiktoken", "the file"
-    with _refusing(
+    with refusing(
         problem,
         file=lone or folder,
         remedy=f"fetch {files} again, or save the tokenizer with the installed transformers: "
@@ -171,7 +172,7 @@ def _require_sentencepiece(file: Path) -> None:
 def _load_config(folder: Path) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    with _refusing(
+    with refusing(
         "no encoder can be built from it",
         file=folder / "config.json",
         remedy="correct it, or copy config.json from the encoder's own folder",
@@ -180,7 +181,7 @@ def _load_config(folder: Path) -> PretrainedConfig:
 
 
 @contextmanager
-def _refusing(problem: str, *, file: Path, remedy: str) -> Iterator[None]:
+def refusing(problem: str, *, file: Path, remedy: str) -> Iterator[None]:
     """Turn what a loader raises over broken files into bad input.
 
     That may be anything: tokenizers raises bare Exceptions, transformers' configs and safetensors
@@ -214,7 +215,7 @@ def build_classifier(
     transformers_logging.disable_progress_bar()  # it would tear the kit's own bars
     transformers_logging.set_verbosity_error()  # what it warns of is checked below
     config = _load_config(folder)
-    with _refusing(
+    with refusing(
         "the encoder does not load", file=folder, remedy="check config.json and model.safetensors"
     ):
         encoder, report = AutoModel.from_pretrained(
@@ -245,7 +246,7 @@ def build_untrained(folder: Path, classes: int, *, pooling: Pooling) -> Classifi
     from transformers import AutoModel
 
     config = _load_config(folder)
-    with _refusing(
+    with refusing(
         "no encoder can be built from it",
         file=folder / "config.json",
         remedy="copy config.json from the encoder's own folder",

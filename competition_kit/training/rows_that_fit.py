@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from competition_kit.training.journal import TrainingError
 
-__all__ = ["RowsThatFit"]
+__all__ = ["RowsThatFit", "within_memory"]
 
 log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+
+
+def within_memory(work: Callable[[], Made]) -> Made:
+    """Return what `work` makes, which may run out of GPU memory where no batch can be cut.
+
+    Raises:
+        TrainingError: if it does. What torch raised, which holds the tensors, is gone by then.
+    """
+    with suppress(torch.OutOfMemoryError):
+        return work()
+    raise TrainingError(
+        "the GPU has too little memory for the model and its optimizer: use a smaller --batch-size "
+        "with --accumulation-steps, a lower --max-length, fewer --workers for each GPU, a smaller "
+        "encoder or another --device"
+    )
 
 
 class RowsThatFit:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from competition_kit.cli import main
@@ -325,6 +326,26 @@ def test_infer_takes_what_a_kernel_may_hold(
     path.unlink()
     with pytest.raises(SystemExit, match=r"hidden\.tsv: no such file"):
         infer.main(arguments, tmp_path / "bundle")
+    with pytest.raises(SystemExit, match=r"--device cudo cannot .*cudo.*; use --device cpu"):
+        infer.main([*arguments, "--device", "cudo"], tmp_path / "bundle")
+
+
+@pytest.mark.usefixtures("quick")
+def test_infer_says_what_to_do_when_the_gpu_has_too_little_memory(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, competition = load("label")
+    export_bundle(run, competition, tmp_path / "bundle")
+
+    def fail(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(infer.Classifier, "forward", fail)
+    arguments = ["--input", str(competition.folder / "test.csv"), "--batch-size", "32"]
+    with pytest.raises(
+        SystemExit, match=r"too little memory: .* --batch-size than 32, or --device"
+    ):
+        infer.main([*arguments, "--device", "cpu"], tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "many"])

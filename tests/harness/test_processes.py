@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from competition_kit.errors import InputError, KitError
 from competition_kit.harness.engines.processes import beside
+
+REPORT = """
+import gc, json, os, sys, threading
+import competition_kit.harness.engines.preload
+there = ["competition_kit.harness.train_cell", "transformers.models.bert.modeling_bert"]
+print(json.dumps({
+    "imported": [name in sys.modules for name in there],
+    "frozen": gc.get_freeze_count(),
+    "collects": gc.isenabled(),
+    "threads": threading.active_count(),
+}), flush=True)
+os._exit(0)  # all that is imported need not be taken down
+"""
+ORPHAN = """
+import sys, threading, time
+
+def say_when_begun():
+    while "torch" not in sys.modules:
+        time.sleep(0.01)
+    print("begun", flush=True)
+
+threading.Thread(target=say_when_begun).start()
+import competition_kit.harness.engines.preload
+open(sys.argv[1], "w").close()
+"""
+DRIVER = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE)
+child.stdout.readline()
+"""
 
 
 def own_number(least: int) -> int:
@@ -48,3 +82,20 @@ def test_leaving_early_ends_the_process() -> None:
     while multiprocessing.active_children():
         assert time.monotonic() - start < 300, "it sleeps on"
         time.sleep(0.01)
+
+
+def test_what_workers_share_is_imported_frozen_and_without_a_thread() -> None:
+    done = subprocess.run([sys.executable, "-c", REPORT], capture_output=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["imported"] == [True, True]
+    assert found["frozen"] > 100_000
+    assert found["collects"]
+    assert found["threads"] == 1, "a process with threads must not be forked"
+
+
+def test_imports_for_workers_end_with_the_driver(tmp_path: Path) -> None:
+    """Else a command that ends with an error would hold its output open until they are done."""
+    flag = tmp_path / "imported"
+    command = [sys.executable, "-c", DRIVER, ORPHAN, str(flag)]
+    subprocess.run(command, stderr=subprocess.PIPE, check=True)  # until none can write there
+    assert not flag.exists()

@@ -332,6 +332,21 @@ def test_no_label_is_used(
     assert furthest(weights_in(one), weights_in(other)) == 0.0
 
 
+def test_too_little_gpu_memory_for_the_optimizer_is_one_clear_error(
+    run: Callable[..., tuple[Path, int]],
+    competition_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("torch.optim.AdamW.step", fail)
+    with pytest.raises(AssertionError):  # the command's exit code
+        run(competition_folder(rows=40))
+    assert "error: the GPU has too little memory" in capsys.readouterr().err
+
+
 def test_an_encoder_half_written_is_made_again(
     run: Callable[..., tuple[Path, int]],
     competition_folder: Callable[..., Path],

@@ -28,12 +28,7 @@ __all__ = [
 ]
 
 Found = TypeVar("Found")
-PRELOAD = [  # what takes seconds to import
-    "competition_kit.harness.train_cell",
-    "transformers.modeling_utils",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.roberta.modeling_roberta",
-]
+PRELOAD = "competition_kit.harness.engines.preload"
 
 
 def get_ready(device: str) -> None:
@@ -54,7 +49,7 @@ def process_context(device: str) -> Any:
     if not can_fork(device):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload([PRELOAD])
     return context
 
 
