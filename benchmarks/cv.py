@@ -10,10 +10,11 @@ together, same encoder, epochs and batch size) and predicts the same rows runs i
 
 All parts are of the time that the workers had: workers x seconds of the command. Training is what
 they spent in `fit_fold`, predicting what they spent on the predictions that cross-validation must
-make. The rest, as the run folder's files date it, is three parts: before the first cell (until
+make. The rest, as the run folder's files date it, is four parts: before the first cell (until
 config.json is written: start, imports, tokens), after the last (from its metrics.json to the end:
-the floor, if it is still awaited, files, report), and between (the remainder: start of the workers,
-what a cell does around training, a worker that is idle while another trains the last cell).
+the floor, if it is still awaited, files, report), idle (workers that have no cell left while another
+trains the last one) and between (the remainder: start of the workers, what a cell does around
+training). Beside it stands how long a process takes that only imports what training imports.
 """
 
 from __future__ import annotations
@@ -49,17 +50,22 @@ __all__ = ["Run", "main", "run_kit"]
 ROOT = Path(__file__).resolve().parents[1]
 PEER = "Trainer, fold by fold"
 DATA = "tweets"
-HELP_STARTS = 5  # processes
+STARTS = 5  # processes
+IMPORTS = (  # what reads a competition, splits it, makes tokens and trains
+    "import pandas, sklearn.model_selection, torch, transformers.modeling_utils, "
+    "transformers.models.auto.tokenization_auto, transformers.models.bert.modeling_bert; "
+    "import os; os._exit(0)"
+)
 POSITIONS = 512  # of a random encoder
-PARTS = ("training", "predicting", "rest", "before", "between", "after")
+PARTS = ("training", "predicting", "rest", "before", "between", "idle", "after")
 HEADER = ("side", "seconds", "min-max", *PARTS, "score")
 
 
 class Run(dict[str, float]):
     """Seconds of one run, what part of the workers' time went where, and the score.
 
-    `rest` is what is neither training nor predicting. The kit's has it in `before`, `between` and
-    `after`; a peer's has not.
+    `rest` is what is neither training nor predicting. The kit's has it in `before`, `between`,
+    `idle` and `after`; a peer's has not.
     """
 
 
@@ -78,9 +84,7 @@ def run_kit(data: Path, model: str, flags: Sequence[str]) -> Run:
         config = path.with_name("config.json")
         workers = read_json(config)["placement"]["workers"]
         prepared_at = config.stat().st_mtime
-        last_cell_at = max(
-            file.stat().st_mtime for file in path.parent.glob("cells/*/metrics.json")
-        )
+        ends = sorted(file.stat().st_mtime for file in path.parent.glob("cells/*/metrics.json"))
     whole = workers * seconds
     run = _run(
         seconds,
@@ -89,8 +93,10 @@ def run_kit(data: Path, model: str, flags: Sequence[str]) -> Run:
         score=sum(cell["score"] for cell in cells) / len(cells),
     )
     run["before"] = (prepared_at - begun) / seconds
-    run["after"] = (begun + seconds - last_cell_at) / seconds
-    run["between"] = run["rest"] - run["before"] - run["after"]
+    run["after"] = (begun + seconds - ends[-1]) / seconds
+    # when the last cell starts, every worker has one: the last to end are of different workers
+    run["idle"] = sum(ends[-1] - end for end in ends[-workers:]) / whole
+    run["between"] = run["rest"] - run["before"] - run["idle"] - run["after"]
     return run
 
 
@@ -114,14 +120,13 @@ def run_peer(data: Path, model: str, flags: Sequence[str]) -> Run:
     )
 
 
-def help_seconds() -> dict[str, float]:
-    """Return median, least and greatest seconds of `run_cv.py --help`.
+def start_seconds(*arguments: str) -> dict[str, float]:
+    """Return median, least and greatest seconds of a Python process with these arguments.
 
     Raises:
         KitError: if it does not end well.
     """
-    command = [sys.executable, str(ROOT / "run_cv.py"), "--help"]
-    return spread([_timed(command)[1] for _ in range(HELP_STARTS)])
+    return spread([_timed([sys.executable, *arguments])[1] for _ in range(STARTS)])
 
 
 def _run(seconds: float, *, fit: float, predicted: float, score: float) -> Run:
@@ -238,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.peer:
                 sides[PEER] = lambda: run_peer(data, model, flags)
             runs = _interleaved(sides, options.repetitions)
-        start = help_seconds()
+        helping = start_seconds(str(ROOT / "run_cv.py"), "--help")
+        importing = start_seconds("-c", IMPORTS)
     except KitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -246,17 +252,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "settings": {"model": name, "data": options.data.name, "flags": own},
         "repetitions": options.repetitions,
         "sides": _figures(runs),
-        "help_seconds": start,
+        "help_seconds": helping,
+        "import_seconds": importing,
     }
     notes = [
         f"{options.data.name}, {name}, {options.folds} folds, "
         f"{len(options.seeds)} seeds, {options.epochs} epochs, {options.precision}; "
         f"{options.repetitions} repetitions, medians",
-        "parts of the time that the workers had; rest = before the first cell + between + after "
-        "the last",
+        "parts of the time that the workers had; rest = before the first cell + between + idle at "
+        "the end + after the last",
         *(_rest(side) for side in figures["sides"]),
-        f"run_cv.py --help: {start['median']:.2f} s ({start['min']:.2f}-{start['max']:.2f}), "
-        f"{HELP_STARTS} processes",
+        *(
+            f"{what}: {one['median']:.2f} s ({one['min']:.2f}-{one['max']:.2f}), {STARTS} processes"
+            for what, one in (
+                ("run_cv.py --help", helping),
+                (
+                    "a process that only imports pandas, scikit-learn, torch, transformers",
+                    importing,
+                ),
+            )
+        ),
     ]
     if options.shape:
         notes.append("random weights learn little: the scores say nothing here")

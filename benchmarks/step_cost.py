@@ -7,9 +7,11 @@ A step is what `fit_fold` does with one batch: zeroed gradients, the forward and
 clipping, fused AdamW. The kit trains the rows of the embedding table that occur in the competition
 (`training.used_rows`), a recipe the whole table, as pasted code does; both have the same optimizer
 and batches, which are on the device before the clock starts, in one process (where the kit goes
-without `keep_freed_memory`, which would be the recipes' gain as well). A repetition runs every variant once over all batches, in
-an order that rotates; ratios are taken inside a repetition, so that a slow spell of the machine
-falls on both sides. Figures are medians over the repetitions, with the least and the greatest.
+without `keep_freed_memory`, which would be the recipes' gain as well). A repetition runs every
+variant once over all batches, in an order that rotates, and the kit's plain step before and after
+each: ratios are taken to those two, and a recipe's to the kit's over them, so that a slow spell of
+the machine falls on both sides. Figures are medians over the repetitions, with the least and the
+greatest; plain over plain shows what the machine adds.
 
 Predicted cost: forward 1, backward 2, backward to the shift alone 1, by the passes that each
 variant was seen to make. Peak memory (`peak_memory.step_peak`) is that of one step on the largest
@@ -55,11 +57,16 @@ from competition_kit.training.used_rows import keep_used_rows
 __all__ = ["DATA", "HEADER", "main", "measure", "notes", "table", "with_used_rows"]
 
 DATA = Path("data") / "tweets"
+PLAIN = ("none", "kit")
 
 
 @dataclass
 class Variant:
-    """One way to make a step, and what was measured of it (seconds of each repetition)."""
+    """One way to make a step, and what was measured of it, repetition by repetition.
+
+    Attributes:
+        seconds: of the variant; `beside`: of the kit's plain step, the mean of before and after.
+    """
 
     strategy: str
     side: str
@@ -67,6 +74,7 @@ class Variant:
     step: Callable[[Batch], Passes]
     passes: Passes
     seconds: list[float]
+    beside: list[float]
     peak_mb: float = 0.0
     stays_mb: float = 0.0
 
@@ -84,7 +92,7 @@ def measure(
     largest = max(workload.batches, key=lambda batch: batch.input_ids.numel())
     variants = [
         # the first step also makes Adam's state
-        Variant(name, side, trainer, step, step(largest), [])
+        Variant(name, side, trainer, step, step(largest), [], [])
         for name in STRATEGIES
         for side, trainer, step in _sides(name, kit, recipes)
     ]
@@ -92,10 +100,15 @@ def measure(
         for batch in workload.batches if workload.device.type == "cuda" else [largest]:
             variant.step(batch)  # warm-up: kernels, caches, the allocator's blocks
         variant.peak_mb = step_peak(lambda step=variant.step: step(largest), workload.device)  # type: ignore[misc]
+    plain = next(v.step for v in variants if (v.strategy, v.side) == PLAIN)
     for repetition in range(repetitions):
         start = repetition * len(variants) // repetitions
+        before = _timed(plain, workload)
         for variant in variants[start:] + variants[:start]:
             variant.seconds.append(_timed(variant.step, workload))
+            after = _timed(plain, workload)
+            variant.beside.append((before + after) / 2)
+            before = after
         say(f"repetition {repetition + 1} of {repetitions} done")
     for variant in variants:
         variant.stays_mb = resident(variant.trainer.model, variant.trainer.optimizer)
@@ -143,7 +156,8 @@ def _timed(step: Callable[[Batch], Passes], workload: Workload) -> float:
 
 def _figures(variant: Variant, variants: Sequence[Variant], rows: int) -> dict[str, Any]:
     by_key = {(other.strategy, other.side): other for other in variants}
-    plain = by_key["none", "kit"]
+    plain = by_key[PLAIN]
+    over_plain = ratios(variant.seconds, variant.beside)
     ours = by_key[variant.strategy, "kit"]
     return {
         "strategy": variant.strategy,
@@ -151,19 +165,16 @@ def _figures(variant: Variant, variants: Sequence[Variant], rows: int) -> dict[s
         "passes": asdict(variant.passes),
         "predicted_ratio_to_plain": variant.passes.units / plain.passes.units,
         "rows_per_second": spread([rows / seconds for seconds in variant.seconds]),
-        "ratio_to_plain": spread(_ratios(variant, plain)),
-        "kit_is_times_as_fast": spread(_ratios(variant, ours)),
+        "ratio_to_plain": spread(over_plain),
+        "kit_is_times_as_fast": spread(ratios(over_plain, ratios(ours.seconds, ours.beside))),
         "stays_mb": variant.stays_mb,
         "peak_step_mb": variant.peak_mb,
         "peak_step_ratio_to_plain": variant.peak_mb / plain.peak_mb,
         "peak_ratio_to_plain": (variant.stays_mb + variant.peak_mb)
         / (plain.stays_mb + plain.peak_mb),
         "seconds": variant.seconds,
+        "plain_seconds_beside": variant.beside,
     }
-
-
-def _ratios(over: Variant, under: Variant) -> list[float]:
-    return ratios(over.seconds, under.seconds)
 
 
 # -- what is printed ----------------------------------------------------------------------------
@@ -218,7 +229,8 @@ def notes(figures: dict[str, Any]) -> list[str]:
         f"{work['label']}; {figures['precision']}; {work['batches']} batches of "
         f"{work['batch_size']} rows, {work['tokens_per_row']:.1f} tokens a row; "
         f"{figures['repetitions']} interleaved repetitions, medians",
-        "x plain: time, and memory, over the kit's own plain step; predicted from the passes seen",
+        "x plain: time over the kit's plain step right before and after (the first line: what the "
+        "machine adds), memory over its peak; predicted from the passes seen",
         f"step MB: peak beyond the {figures['resident_mb']:.0f} MB of weights and optimizer state; "
         "with weights: the ratio when those are counted too",
     ]
@@ -228,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "step_cost",
         "Rows per second and peak memory of a training step, strategies and recipes.",
-        repetitions=5,
+        repetitions=9,
     )
     add_model_flags(parser, DATA.name)
     add_shape_flags(parser)

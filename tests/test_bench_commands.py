@@ -140,7 +140,8 @@ def test_cv_with_a_shape_and_a_peer(
     competition_folder: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    kit = iter([run(s, before=0.0625, between=0.03125, after=0.03125) for s in (10.0, 20.0, 10.0)])
+    rest = {"before": 0.0625, "between": 0.03125, "idle": 0.0, "after": 0.03125}
+    kit = iter([run(seconds, **rest) for seconds in (10.0, 20.0, 10.0)])
     peer = iter([run(s) for s in (50.0, 60.0, 40.0)])
 
     def checked(data: Path, model: str, flags: list[str]) -> None:
@@ -152,7 +153,8 @@ def test_cv_with_a_shape_and_a_peer(
 
     monkeypatch.setattr(cv, "run_kit", lambda *a: checked(*a) or next(kit))
     monkeypatch.setattr(cv, "run_peer", lambda *a: checked(*a) or next(peer))
-    monkeypatch.setattr(cv, "HELP_STARTS", 1)
+    monkeypatch.setattr(cv, "STARTS", 1)
+    monkeypatch.setattr(cv, "IMPORTS", "import json")
     path = tmp_path / "cv.json"
     flags = ["--data", str(competition_folder()), "--json", str(path), "--repetitions", "3"]
 
@@ -163,14 +165,10 @@ def test_cv_with_a_shape_and_a_peer(
     own, other = written["sides"]
     assert own["seconds"] == {"median": 10, "min": 10, "max": 20}
     assert own["rest"]["median"] == 0.125 and own["rest_and_predicting"]["median"] == 0.25
-    assert [own[part]["median"] for part in ("before", "between", "after")] == [
-        0.0625,
-        0.03125,
-        0.03125,
-    ]
+    assert {part: own[part]["median"] for part in rest} == rest
     assert "before" not in other
     assert written["kit_is_times_as_fast"] == {"median": 4, "min": 3, "max": 5}
-    assert 0 < written["help_seconds"]["median"] < 30
+    assert 0 < written["help_seconds"]["median"] < 30 > written["import_seconds"]["median"] > 0
     assert "12.5% (12.5%-12.5%) without the predictions, 25.0% (25.0%-25.0%) with them" in printed
     assert "run_cv.py --help: " in printed and "the kit is 4.00 times as fast" in printed
 

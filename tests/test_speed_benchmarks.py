@@ -86,6 +86,7 @@ def test_cv_says_where_the_time_went_and_runs_its_peer(
         assert 0 < run["training"] < 1 and 0 <= run["score"] <= 1
     parts = [kit[part] for part in ("before", "between", "after")]
     assert min(parts) > 0 and sum(parts) == pytest.approx(kit["rest"])
+    assert kit["idle"] == 0, "one worker is never idle"
     assert "before" not in peer
 
 

@@ -103,6 +103,7 @@ def run_plan(setup: Setup, plan: Plan, options: argparse.Namespace, started: flo
     from competition_kit.harness.cross_validation import cross_validate
     from competition_kit.harness.engines.local import place
     from competition_kit.progress import Progress
+    from competition_kit.results.report import get_ready
 
     for finding in audit(setup.competition, plan.folds):
         log.warning(finding)
@@ -120,8 +121,13 @@ def run_plan(setup: Setup, plan: Plan, options: argparse.Namespace, started: flo
             "folds",
             setup.recipe.epochs,
         ) as progress:
+            left = len(plan.cells)
 
             def announce(cell: Cell, score: float, computed: bool) -> None:
+                nonlocal left
+                left -= 1
+                if left == placement.workers - 1:  # from here on a worker is idle
+                    get_ready()
                 if computed:
                     said = f"{_label(cell)}: {setup.metric.name} {score:.4f}"
                     progress.finish(_label(cell), said)
