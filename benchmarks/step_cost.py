@@ -4,8 +4,9 @@
     python -m benchmarks.step_cost --shape roberta-base --device cuda --precision bf16
 
 A step is what `fit_fold` does with one batch: zeroed gradients, the forward and backward passes,
-clipping, fused AdamW. The kit trains the rows of the embedding table that occur in the competition
-(`training.used_rows`), a recipe the whole table, as pasted code does; both have the same optimizer
+clipping, fused AdamW. The kit trains as its cells do: the rows of the embedding table that occur in
+the competition (`training.used_rows`), on the CPU with attention written out. A recipe trains the
+whole table, with the library's attention, as pasted code does. Both have the same optimizer
 and batches, which are on the device before the clock starts, in one process (where the kit goes
 without `keep_freed_memory`, which would be the recipes' gain as well). A repetition runs every
 variant once over all batches, in an order that rotates, and the kit's plain step before and after
@@ -50,7 +51,7 @@ from competition_kit.data.encoding import Batch
 from competition_kit.errors import KitError
 from competition_kit.strategies import STRATEGIES
 from competition_kit.training.kernels import without_cudnn_attention
-from competition_kit.training.model import Classifier
+from competition_kit.training.model import Classifier, written_out_attention
 from competition_kit.training.recipe import Precision
 from competition_kit.training.used_rows import keep_used_rows
 
@@ -96,20 +97,15 @@ def measure(
         for name in STRATEGIES
         for side, trainer, step in _sides(name, kit, recipes)
     ]
-    for variant in variants:
-        for batch in workload.batches if workload.device.type == "cuda" else [largest]:
-            variant.step(batch)  # warm-up: kernels, caches, the allocator's blocks
-        variant.peak_mb = step_peak(lambda step=variant.step: step(largest), workload.device)  # type: ignore[misc]
-    plain = next(v.step for v in variants if (v.strategy, v.side) == PLAIN)
-    for repetition in range(repetitions):
-        start = repetition * len(variants) // repetitions
-        before = _timed(plain, workload)
-        for variant in variants[start:] + variants[:start]:
-            variant.seconds.append(_timed(variant.step, workload))
-            after = _timed(plain, workload)
-            variant.beside.append((before + after) / 2)
-            before = after
-        say(f"repetition {repetition + 1} of {repetitions} done")
+    with written_out_attention(kit.model):
+        for variant in variants:
+            for batch in workload.batches if workload.device.type == "cuda" else [largest]:
+                variant.step(batch)  # warm-up: kernels, caches, the allocator's blocks
+            variant.peak_mb = step_peak(
+                lambda step=variant.step: step(largest),  # type: ignore[misc]
+                workload.device,
+            )
+        _take_turns(variants, workload, repetitions, say)
     for variant in variants:
         variant.stays_mb = resident(variant.trainer.model, variant.trainer.optimizer)
     return {
@@ -124,6 +120,22 @@ def measure(
         "resident_mb": variants[0].stays_mb,
         "variants": [_figures(variant, variants, workload.rows) for variant in variants],
     }
+
+
+def _take_turns(
+    variants: Sequence[Variant], workload: Workload, repetitions: int, say: Callable[[str], None]
+) -> None:
+    """Time every variant once a repetition, and the kit's plain step around each."""
+    plain = next(v.step for v in variants if (v.strategy, v.side) == PLAIN)
+    for repetition in range(repetitions):
+        start = repetition * len(variants) // repetitions
+        before = _timed(plain, workload)
+        for variant in (*variants[start:], *variants[:start]):
+            variant.seconds.append(_timed(variant.step, workload))
+            after = _timed(plain, workload)
+            variant.beside.append((before + after) / 2)
+            before = after
+        say(f"repetition {repetition + 1} of {repetitions} done")
 
 
 def _sides(
