@@ -212,6 +212,32 @@ def test_shortcuts_that_a_system_lacks_are_named_once(
     assert all(word in message for word, message in zip(said, caplog.messages, strict=True))
 
 
+def warns(number: int, job: CellJob) -> int:
+    """Stands in for the work of a worker."""
+    logging.getLogger("competition_kit.training.used_rows").warning("odd: %d", number)
+    logging.getLogger("competition_kit.training.used_rows").debug("not of interest")
+    return number
+
+
+def test_what_workers_log_is_said_by_the_driver(
+    jobs: list[CellJob],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Above its progress bars, and marked as a warning."""
+    monkeypatch.setattr(local, "_work", warns)
+    with caplog.at_level(logging.INFO, logger="competition_kit"):
+        assert sorted(compute(jobs, POOL)) == [(0, 0), (1, 1), (2, 2)]
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "odd: 0",
+        "odd: 1",
+        "odd: 2",
+    ]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert "odd" not in capfd.readouterr().err, "said by the worker, too"
+
+
 def test_there_are_no_more_workers_than_cells_and_cores_are_shared_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import logging.handlers
 import os
 import queue
 import traceback
@@ -143,12 +144,15 @@ def _pool(
     jobs: Sequence[CellJob], placement: Placement, on_step: OnStep, admit: Admit
 ) -> Iterator[tuple[int, CellResult | BaseException]]:
     context = process_context(placement.devices[0])
-    steps: Any = context.Queue()
+    reports: Any = context.Queue()
     free: Any = context.Queue()
     for number in range(placement.workers):
         free.put(placement.devices[number % len(placement.devices)])
     pool = ProcessPoolExecutor(
-        placement.workers, context, _start_worker, (placement.threads, steps, free)
+        placement.workers,
+        context,
+        _start_worker,
+        (placement.threads, reports, free, log.getEffectiveLevel()),
     )
     numbers = iter(range(len(jobs)))
     running: dict[Future[CellResult], int] = {}
@@ -167,9 +171,7 @@ def _pool(
         start()
         while running:
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    on_step(*steps.get_nowait())
+            _pass_on(reports, on_step)
             for future in done:
                 number, error = running.pop(future), future.exception()
                 if isinstance(error, BrokenProcessPool):
@@ -181,6 +183,7 @@ def _pool(
         if running:  # left early (an exception here, Ctrl-C, SIGTERM): nobody wants these cells
             stop_children()
         pool.shutdown(wait=died is None, cancel_futures=True)  # would wait for them
+        _pass_on(reports, lambda number, step: None)  # what they said last
     if died is not None:
         raise KitError(
             "a worker process died (was it out of memory?): finished cells are kept; run the same "
@@ -188,17 +191,32 @@ def _pool(
         ) from died
 
 
+def _pass_on(reports: Any, on_step: OnStep) -> None:
+    """Take what workers reported: steps of their cells, and lines of their logs, to be said here."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            report = reports.get_nowait()
+            if isinstance(report, logging.LogRecord):
+                logging.getLogger(report.name).handle(report)
+            else:
+                on_step(*report)
+
+
 # -- in the worker ------------------------------------------------------------------------------
 
-_steps: Any = None
+_reports: Any = None
 _device = "cpu"
 
 
-def _start_worker(threads: int, steps: Any, free: Any) -> None:
-    """Set a worker up: its device, its threads, and its end when the driver is gone."""
-    global _steps, _device
+def _start_worker(threads: int, reports: Any, free: Any, level: int) -> None:
+    """Set a worker up: its device, its threads, its log, and its end when the driver is gone."""
+    global _reports, _device
     serve_parent()
-    _steps, _device = steps, free.get()  # would wait for ever for a driver that is gone
+    _reports, _device = reports, free.get()  # would wait for ever for a driver that is gone
+    kit = logging.getLogger("competition_kit")
+    kit.handlers[:] = [logging.handlers.QueueHandler(reports)]
+    kit.setLevel(level)
+    kit.propagate = False
     import torch
 
     torch.set_num_threads(threads)
@@ -208,4 +226,4 @@ def _work(number: int, job: CellJob) -> CellResult:
     from competition_kit.harness.train_cell import train_cell
 
     job = replace(job, device=_device)
-    return train_cell(job, lambda step: _steps.put((number, step)))
+    return train_cell(job, lambda step: _reports.put((number, step)))
