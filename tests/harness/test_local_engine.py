@@ -235,9 +235,8 @@ def test_what_workers_log_is_said_by_the_driver(
         "odd: 2",
     ]
     assert {record.levelname for record in caplog.records} == {"WARNING"}
-    lines = (
-        capfd.readouterr().err.splitlines()
-    )  # a command that ran before may have left its handler
+    # a command that ran before may have left its handler, which marks lines
+    lines = capfd.readouterr().err.splitlines()
     assert not [line for line in lines if line.startswith("odd")], "said by the worker, too"
 
 
