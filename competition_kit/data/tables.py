@@ -74,20 +74,20 @@ def decode(raw: bytes, path: Path, encoding: str | None = None) -> str:
     try:
         text = raw.decode(codec).removeprefix(BOM)
     except UnicodeDecodeError as error:
-        if encoding is None and (chinese := _as_chinese(raw)) is not None:
-            log.warning(
-                "%s is not UTF-8 and was read as GB18030; if its letters look wrong, name its "
-                "encoding in competition.toml",
-                path,
-            )
-            return chinese
-        raise InputError(
-            f"byte 0x{error.object[error.start]:02x} is not {codec}",
-            file=path,
-            row=_row_after(error.object[: error.start].decode(codec, "replace"), path),
-            remedy="save the file as UTF-8, or name its encoding in competition.toml, "
-            'for instance encoding = "gb18030" or "cp1252"',
-        ) from None
+        if encoding is not None or (chinese := _as_chinese(raw)) is None:
+            raise InputError(
+                f"byte 0x{error.object[error.start]:02x} is not {codec}",
+                file=path,
+                row=_row_after(error.object[: error.start].decode(codec, "replace"), path),
+                remedy="save the file as UTF-8, or name its encoding in competition.toml, "
+                'for instance encoding = "gb18030" or "cp1252"',
+            ) from None
+        log.warning(
+            "%s is not UTF-8 and was read as GB18030; if its letters look wrong, name its "
+            "encoding in competition.toml",
+            path,
+        )
+        text, codec = chinese, "gb18030"
     if "\0" in text:
         before, _, _ = text.partition("\0")
         raise InputError(

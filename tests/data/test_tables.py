@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from competition_kit.data.tables import decode, find_table, read_table, row_of
@@ -320,6 +320,7 @@ def test_what_the_kit_writes_it_reads_back(
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40), st.sampled_from([None, "utf-8", "gb18030", "cp1252", "utf-16"]))
+@example(b"\0\xa1\xa1", None)
 def test_decoding_ends_in_text_or_in_one_clear_error(raw: bytes, encoding: str | None) -> None:
     try:
         outcome = decode(raw, Path("a.csv"), encoding)
