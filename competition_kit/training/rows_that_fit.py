@@ -22,15 +22,16 @@ Made = TypeVar("Made")
 def within_memory(work: Callable[[], Made]) -> Made:
     """Return what `work` makes, which may run out of GPU memory where no batch can be cut.
 
+    There the model, its gradients and the optimizer stand, so smaller batches are no remedy.
+
     Raises:
         TrainingError: if it does. What torch raised, which holds the tensors, is gone by then.
     """
     with suppress(torch.OutOfMemoryError):
         return work()
     raise TrainingError(
-        "the GPU has too little memory for the model and its optimizer: use a smaller --batch-size "
-        "with --accumulation-steps, a lower --max-length, fewer --workers for each GPU, a smaller "
-        "encoder or another --device"
+        "the GPU has too little memory for the model and its optimizer: use a smaller encoder, "
+        "another --device or fewer --workers for each GPU"
     )
 
 

@@ -198,7 +198,7 @@ def test_no_memory_outside_the_passes_is_one_clear_error(
 
     monkeypatch.setattr(where, fail)
 
-    with pytest.raises(TrainingError, match=r"^the GPU has too little .*--batch-size") as caught:
+    with pytest.raises(TrainingError, match=r"^the GPU has too little .*--workers") as caught:
         train_cell_module.train_cell(job)
     assert caught.value.__context__ is None, "it would hold the tensors"
 
