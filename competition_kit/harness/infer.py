@@ -31,6 +31,10 @@ __all__ = ["main"]
 HERE = Path(__file__).resolve().parent
 
 
+class Refused(Exception):
+    """Input that cannot be predicted, or a machine that cannot do it; says what to do."""
+
+
 class Classifier(nn.Module):
     """Encoder, pooling over tokens, one linear layer: as it was trained."""
 
@@ -65,44 +69,53 @@ class Classifier(nn.Module):
 
 
 def main(arguments: list[str] | None = None, bundle: Path = HERE) -> int:
-    """Read a test file, predict, write a submission."""
+    """Read a test file, predict, write a submission; return the exit code: 2 for bad input."""
     info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     options = _parser(info).parse_args(arguments)
+    try:
+        _predict_file(bundle, info, options)
+    except Refused as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _predict_file(bundle: Path, info: dict[str, Any], options: argparse.Namespace) -> None:
     try:
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        sys.exit(f"error: --device {options.device} cannot be used ({reason}); use --device cpu")
+        raise Refused(
+            f"--device {options.device} cannot be used ({reason}); use --device cpu"
+        ) from error
     table = read_csv(options.input, options.encoding)
     for name in (info["id"], *info["text"]):
         if name not in table:
-            sys.exit(f"error: {options.input}: no column {name!r}; it has {', '.join(table)}")
-    texts = [table[name] for name in info["text"]]
+            raise Refused(f"{options.input}: no column {name!r}; it has {', '.join(table)}")
+    ids, texts = table[info["id"]], [table[name] for name in info["text"]]
+    columns, order = info["columns"], list(range(len(ids)))
+    if options.sample is not None:
+        sample = read_csv(options.sample, options.encoding)
+        if set(sample) != set(columns) or sorted(sample[info["id"]]) != sorted(ids):
+            raise Refused(f"{options.sample}: its ids or columns are not those of this bundle")
+        columns, place = list(sample), {row_id: row for row, row_id in enumerate(ids)}
+        order = [place[row_id] for row_id in sample[info["id"]]]
     empty = sum(not text.strip() for column in texts for text in column)
     if empty:
         print(f"warning: {empty} texts are empty and are predicted as such", file=sys.stderr)
     try:
         probabilities = predict(bundle, info, texts, options.device, options.batch_size)
-    except torch.OutOfMemoryError:
-        sys.exit(
-            "error: the GPU has too little memory: use a smaller --batch-size than "
+    except torch.OutOfMemoryError as error:
+        raise Refused(
+            "the GPU has too little memory: use a smaller --batch-size than "
             f"{options.batch_size}, or --device cpu"
-        )
-    ids = table[info["id"]]
+        ) from error
     if options.probabilities is not None:
         named = {f"p_{name}": probabilities[:, i] for i, name in enumerate(info["classes"])}
         write_csv(options.probabilities, {"id": ids, **named})
-    columns, order = info["columns"], list(range(len(ids)))
-    if options.sample is not None:
-        sample = read_csv(options.sample, options.encoding)
-        if set(sample) != set(columns) or set(sample[info["id"]]) != set(ids):
-            sys.exit(f"error: {options.sample}: its ids or columns are not those of this bundle")
-        columns, place = list(sample), {row_id: row for row, row_id in enumerate(ids)}
-        order = [place[row_id] for row_id in sample[info["id"]]]
     values = {info["id"]: ids, **submission(info, probabilities)}
     write_csv(options.output, {name: [values[name][row] for row in order] for name in columns})
     print(f"{options.output}: {len(order)} rows, mean of {len(info['models'])} models")
-    return 0
 
 
 def _parser(info: dict[str, Any]) -> argparse.ArgumentParser:
@@ -126,19 +139,21 @@ def _count(text: str) -> int:
 def read_csv(path: Path, encoding: str) -> dict[str, list[str]]:
     """Return the columns of a CSV or TSV file; every value stays text."""
     if not path.is_file():
-        sys.exit(f"error: {path}: {'is no file' if path.exists() else 'no such file'}")
+        raise Refused(f"{path}: {'is no file' if path.exists() else 'no such file'}")
     csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding=encoding, newline="") as file:
             lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             rows = [row for row in lines if row]
     except (UnicodeError, LookupError, csv.Error) as error:
-        sys.exit(f"error: {path}: does not read ({error}); name its encoding: --encoding gb18030")
+        raise Refused(
+            f"{path}: does not read ({error}); name its encoding: --encoding gb18030"
+        ) from error
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
-            sys.exit(f"error: {path}, row {number}: {len(row)} values for {len(rows[0])} columns")
+            raise Refused(f"{path}, row {number}: {len(row)} values for {len(rows[0])} columns")
     if len(rows) < 2:
-        sys.exit(f"error: {path}: no rows below the header")
+        raise Refused(f"{path}: no rows below the header")
     columns = map(list, zip(*rows[1:], strict=True))
     return dict(zip((name.strip() for name in rows[0]), columns, strict=True))
 
