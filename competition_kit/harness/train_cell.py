@@ -29,6 +29,7 @@ from competition_kit.training.rows_that_fit import within_memory
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.training.step import Objective
 from competition_kit.training.used_rows import keep_used_rows
+from competition_kit.training.weights import settle
 from competition_kit.tricks import Trick, parse_tricks
 from competition_kit.tricks.base import (
     Averages,
@@ -111,6 +112,9 @@ def _train(job: CellJob, on_step: Callable[[int], None]) -> CellResult:
         for rows in (valid_rows, test_rows)
     )
     predicted = time.perf_counter()
+    settle(
+        model
+    )  # a layer whose weight is computed is in a cycle: the next cell would find it here
     if job.save_model is not None:
         model.save(job.save_model)
     return CellResult(
