@@ -94,8 +94,7 @@ def run_kit(data: Path, model: str, flags: Sequence[str]) -> Run:
     )
     run["before"] = (prepared_at - begun) / seconds
     run["after"] = (begun + seconds - ends[-1]) / seconds
-    # when the last cell starts, every worker has one: the last to end are of different workers
-    run["idle"] = sum(ends[-1] - end for end in ends[-workers:]) / whole
+    run["idle"] = idle_seconds(ends, workers) / whole
     run["between"] = run["rest"] - run["before"] - run["idle"] - run["after"]
     return run
 
@@ -118,6 +117,17 @@ def run_peer(data: Path, model: str, flags: Sequence[str]) -> Run:
         predicted=found["predict_seconds"] / seconds,
         score=found["score"],
     )
+
+
+def idle_seconds(ends: Sequence[float], workers: int) -> float:
+    """Return how long workers have no cell left while another trains the last, together.
+
+    Args:
+        ends: when each cell ended, in order. When the last cell starts, every worker has one, so the
+            last to end are of different workers.
+        workers: how many there are.
+    """
+    return sum(ends[-1] - end for end in ends[-workers:])
 
 
 def start_seconds(*arguments: str) -> dict[str, float]:

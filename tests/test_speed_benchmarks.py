@@ -86,8 +86,14 @@ def test_cv_says_where_the_time_went_and_runs_its_peer(
         assert 0 < run["training"] < 1 and 0 <= run["score"] <= 1
     parts = [kit[part] for part in ("before", "between", "after")]
     assert min(parts) > 0 and sum(parts) == pytest.approx(kit["rest"])
-    assert kit["idle"] == 0, "one worker is never idle"
     assert "before" not in peer
+
+
+@pytest.mark.parametrize(("workers", "idle"), [(1, 0.0), (2, 4.0), (3, 4.0 + 7.0)])
+def test_workers_are_idle_from_their_last_cell_to_the_last_of_all(
+    workers: int, idle: float
+) -> None:
+    assert cv.idle_seconds([1.0, 2.0, 5.0, 9.0], workers) == idle
 
 
 @pytest.mark.parametrize("settings", [{"task": "multi_label"}, {"pair": True}])
