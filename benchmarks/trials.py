@@ -6,6 +6,7 @@
     python -m benchmarks.trials adamw        # kept: one fused pass, against torch's other two ways
     python -m benchmarks.trials ascent       # kept: gradients of the input alone, against full ones
     python -m benchmarks.trials prediction   # kept: rows in order of length, against file order
+    python -m benchmarks.trials imports      # kept: without the garbage collector, against with it
 
     python -m benchmarks.trials profile --adv none "fgm(scope='token')"    # where a step's time goes
 
@@ -17,6 +18,7 @@ parts of a step (`step_profile`).
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +58,7 @@ __all__ = ["main"]
 CPU = torch.device("cpu")
 DATA = Path("data") / "tweets"
 PROFILED = ("none", "fgm", "pgd", "alum")
+SHARED = "transformers.modeling_utils, competition_kit.harness.train_cell"
 TABLE = 8000 * 384  # elements: the rows that a few thousand tweets use
 
 
@@ -207,6 +210,29 @@ def prediction(workload: Workload, repetitions: int) -> list[str]:
     return [f"{name}: {_text(ratios(seconds[name], seconds['by length']))}" for name in runs]
 
 
+def imports(workload: Workload, repetitions: int) -> list[str]:
+    """Measure how long a process takes to import what workers share, with the collector and without."""
+
+    def process(first: str) -> Callable[[], float]:
+        code = f"import gc, time; {first}; import {SHARED}; print(time.process_time())"
+        return lambda: float(subprocess.check_output([sys.executable, "-c", code]))
+
+    ways = {
+        "without": process("gc.disable()"),
+        "rarely": process("gc.set_threshold(50_000)"),
+        "with": process("pass"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repetitions):
+        for name, run in ways.items():
+            seconds[name].append(run())
+    return [
+        f"{name}: {median(seconds[name]):.2f} s, "
+        f"{_text(ratios(seconds[name], seconds['without']))} times as long as without"
+        for name in ways
+    ]
+
+
 TRIALS = {
     "recompute": recompute,
     "compile": compiled,
@@ -214,6 +240,7 @@ TRIALS = {
     "adamw": adamw,
     "ascent": ascent,
     "prediction": prediction,
+    "imports": imports,
 }
 
 

@@ -269,6 +269,7 @@ def one_second(work: Callable[[], object]) -> float:
         ("adamw", "one by one"),
         ("ascent", "alum"),
         ("prediction", "file order"),
+        ("imports", "rarely"),
     ],
 )
 def test_trials(
@@ -280,6 +281,7 @@ def test_trials(
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     monkeypatch.setattr(trials, "TABLE", 64)
+    monkeypatch.setattr(trials, "SHARED", "json")
     monkeypatch.setattr(trials, "_encoded", lambda rows: toy("bert", rows=5).encoded)
     monkeypatch.setattr(trials, "_seconds", one_second)
     assert trials.main([trial, "--repetitions", "1"]) == 0
