@@ -103,7 +103,7 @@ def run_plan(setup: Setup, plan: Plan, options: argparse.Namespace, started: flo
     from competition_kit.harness.cross_validation import cross_validate
     from competition_kit.harness.engines.local import place
     from competition_kit.progress import Progress
-    from competition_kit.results.report import get_ready
+    from competition_kit.results.report import import_for_reports
 
     for finding in audit(setup.competition, plan.folds):
         log.warning(finding)
@@ -127,7 +127,7 @@ def run_plan(setup: Setup, plan: Plan, options: argparse.Namespace, started: flo
                 nonlocal left
                 left -= 1
                 if left == placement.workers - 1:  # from here on a worker is idle
-                    get_ready()
+                    import_for_reports()
                 if computed:
                     said = f"{_label(cell)}: {setup.metric.name} {score:.4f}"
                     progress.finish(_label(cell), said)

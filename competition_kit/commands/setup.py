@@ -136,9 +136,10 @@ def set_up(options: argparse.Namespace, data: Path) -> Setup:
         InputError: for whatever does not fit.
     """
     if options.workers != 1:
-        from competition_kit.harness.engines.processes import get_ready
+        from competition_kit.harness.engines.processes import begin_worker_imports
 
-        get_ready(options.device or "cpu")  # whether there is a GPU takes torch seconds to say
+        # whether there is a GPU takes torch seconds to say
+        begin_worker_imports(options.device or "cpu")
     competition = _competition(options, data)
     from competition_kit.results.metrics import find_metric
 

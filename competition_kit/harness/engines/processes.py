@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from competition_kit.errors import KitError
 
 __all__ = [
+    "begin_worker_imports",
     "beside",
     "can_fork",
-    "get_ready",
     "process_context",
     "serve_parent",
     "stop_children",
@@ -31,7 +31,7 @@ Found = TypeVar("Found")
 PRELOAD = "competition_kit.harness.engines.preload"
 
 
-def get_ready(device: str) -> None:
+def begin_worker_imports(device: str) -> None:
     """Begin to import what workers need, in the background, beside what the driver still does."""
     if can_fork(device):
         from multiprocessing.forkserver import ensure_running
