@@ -445,6 +445,26 @@ def test_cells_of_different_commits_are_announced(
 
 
 @pytest.mark.usefixtures("_no_report")
+def test_batches_that_the_gpu_cut_are_announced(lab: Lab, capsys: pytest.CaptureFixture[str]):
+    lab.ablate("--arms", "ema", "--seeds", "0", "1")
+    assert "batches were cut" not in capsys.readouterr().err
+    assert lab.content["cut_batches"] == []
+    for cell in ("seed0-fold1", "seed1-fold0"):
+        path = lab.run_folder("ema") / "cells" / cell / "metrics.json"
+        written = json.loads(path.read_text("utf-8"))
+        assert written["rows_at_a_time"] == 16
+        path.write_text(json.dumps({**written, "rows_at_a_time": 4}), encoding="utf-8")
+    (lab.run_folder("ema") / "metrics.json").unlink()
+
+    lab.ablate("--arms", "ema", "--seeds", "0", "1")
+    assert lab.content["cut_batches"] == [{"arm": "ema", "cells": 2, "rows": 4}]
+    assert "ran out of memory (ema, 2 cells, to 4 rows)" in capsys.readouterr().err
+    ema, none = lab.run_folder("ema"), lab.run_folder("none")
+    lab.run("compare", str(ema), str(none))
+    assert f"ran out of memory ({ema.name}, 2 cells, to 4 rows)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_report")
 def test_cells_of_a_gpu_are_compared_where_there_is_none(lab: Lab):
     lab.ablate("--arms", "ema", "--seeds", "0")
     for path in lab.out.rglob("cells/*/metrics.json"):

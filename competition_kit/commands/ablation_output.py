@@ -106,6 +106,7 @@ def _detectable(study: Study) -> str:
 
 def print_result(content: Mapping[str, Any]) -> None:
     """Print the deltas of one competition, and what one must know to believe them."""
+    from competition_kit.results.cut_batches import caution
     from competition_kit.results.report.ablation_words import commits
 
     competition, design = content["competition"], content["design"]
@@ -138,8 +139,9 @@ def print_result(content: Mapping[str, Any]) -> None:
             "seeds %s were added after a first look at results: p-values are too small for that",
             " ".join(map(str, design["seeds_added_after_a_look"])),
         )
-    if said := commits(content["cell_commits"]):
-        log.warning("%s: %s", competition["name"], said)
+    for said in (commits(content["cell_commits"]), caution(content["cut_batches"])):
+        if said:
+            log.warning("%s: %s", competition["name"], said)
 
 
 def print_across(across: Mapping[str, Any]) -> None:

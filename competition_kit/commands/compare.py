@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 from competition_kit.commands.flags import not_negative
 from competition_kit.errors import InputError
@@ -46,6 +47,7 @@ def print_comparison(run_a: Path, run_b: Path, rope: float) -> None:
     from competition_kit.commands.ablation_output import print_deltas, print_legend
     from competition_kit.results.ablation import Contrast, analyse
     from competition_kit.results.ablation_files import row_json
+    from competition_kit.results.cut_batches import caution, cut_batches
     from competition_kit.results.report.ablation_words import commits
     from competition_kit.results.run_record import paired_records, read_run
     from competition_kit.results.statistics import too_small
@@ -79,10 +81,18 @@ def print_comparison(run_a: Path, run_b: Path, rope: float) -> None:
             )
     print_legend()
     computed_by: dict[str | None, list[str]] = {}
+    cut: list[dict[str, Any]] = []
     for run in (ours, baseline):
+        if "arm" in run.config:  # an ensemble has none
+            at_a_time = [cell.get("rows_at_a_time") for cell in run.metrics["cells"]]
+            batch_size = run.config["arm"]["training"]["batch_size"]
+            cut += cut_batches(run.folder.path.name, at_a_time, batch_size)
         for commit in run.metrics.get("commits", []):
             computed_by.setdefault(commit, []).append(run.folder.path.name)
-    if said := commits([{"commit": key, "arms": arms} for key, arms in computed_by.items()]):
-        log.warning("%s", said)
-    if said := too_small(*arm.scores.shape, rows_tell=not labels.folds_are_sources):
-        log.warning("%s", said)
+    for said in (
+        commits([{"commit": key, "arms": arms} for key, arms in computed_by.items()]),
+        caution(cut),
+        too_small(*arm.scores.shape, rows_tell=not labels.folds_are_sources),
+    ):
+        if said:
+            log.warning("%s", said)

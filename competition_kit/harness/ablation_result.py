@@ -15,6 +15,7 @@ from competition_kit.data.presence import is_there
 from competition_kit.files import read_json
 from competition_kit.harness.ablation import AblationArm, Cells, Study
 from competition_kit.harness.ablation_records import arm_record, averaged_record
+from competition_kit.harness.cells import Cell, CellResult
 from competition_kit.harness.cross_validation import cell_score
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.provenance import git_commit, machine, versions
@@ -38,6 +39,7 @@ from competition_kit.results.ablation_files import (
     write_ablation,
     write_overview,
 )
+from competition_kit.results.cut_batches import cut_batches
 from competition_kit.results.held_out import held_out_targets
 from competition_kit.results.statistics import holm, too_small, verdict
 
@@ -97,6 +99,7 @@ def conclude(
     content = {
         **_analysis(folder, command),
         "cell_commits": _commits(cells),
+        "cut_batches": [entry for arm in cells for entry in _cut_batches(arm, cells[arm])],
         **_trained_with(study, cells, earlier),
         "competition": _competition(study),
         "design": {
@@ -280,6 +283,11 @@ def _commits(cells: Cells) -> list[dict[str, Any]]:
             entry["cells"] += 1
             entry["arms"][arm.name] = None
     return [{**entry, "arms": list(entry["arms"])} for entry in found.values()]
+
+
+def _cut_batches(arm: AblationArm, results: dict[Cell, CellResult]) -> list[dict[str, Any]]:
+    rows = [result.rows_at_a_time for result in results.values()]
+    return cut_batches(arm.name, rows, arm.plan.arm.training["batch_size"])
 
 
 def _trained_with(study: Study, cells: Cells, earlier: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _CONFIG: Wanted = {
     "arm?.strategy": str,
     "arm?.tricks": str,
     "arm?.data_hash": str,
+    "arm?.training.batch_size": int,
     "arm?.training.epochs": int,
     "data_hash?": str,
 }
@@ -41,6 +42,7 @@ _METRICS: Wanted = {
     "cells?.*.fit_seconds": NUMBER,
     "cells?.*.fit_cpu_seconds?": NUMBER,
     "cells?.*.peak_memory_mb": NUMBER,
+    "cells?.*.rows_at_a_time?": int | None,
     **{f"passes?.{kind}": NUMBER for kind in UNITS},
     "commits?.*": str | None,
 }

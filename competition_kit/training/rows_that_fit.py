@@ -69,7 +69,10 @@ class RowsThatFit:
             log.warning(
                 "out of GPU memory: from here on %d rows at a time%s",
                 self.rows,
-                ", with gradients accumulated to the same batch size" if self._training else "",
+                ", with gradients accumulated to the same batch size; what a strategy takes over a "
+                "whole batch is of these rows"
+                if self._training
+                else "",
             )
 
     def _fits(

@@ -45,7 +45,7 @@ def run(data: Path, tmp_path: Path) -> Run:
             "pooling": "mean",
             "dropout": 0.1,
             "max_length": 9,
-            "training": {"epochs": 1, "lr": 0.1},
+            "training": {"epochs": 1, "lr": 0.1, "batch_size": 4},
             "version": "1",
             "data_hash": toy.data_hash,
             "fold_hash": "f",

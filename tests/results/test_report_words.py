@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from competition_kit.results.cut_batches import cut_batches
 from competition_kit.results.report.ablation_words import headline
 
 
@@ -12,10 +13,15 @@ def arm(name: str, verdict: str | None, delta: float = 0.01, **more: Any) -> dic
     return {"arm": name, "role": "arm", "verdict": verdict, **found, **more}
 
 
-def said(*arms: dict[str, Any], rivals: tuple[dict[str, Any], ...] = (), **design: Any) -> str:
+def said(
+    *arms: dict[str, Any],
+    rivals: tuple[dict[str, Any], ...] = (),
+    cut: tuple[dict[str, Any], ...] = (),
+    **design: Any,
+) -> str:
     usual = {"missing": [], "complete": True, "seeds_added_after_a_look": [], "too_small": ""}
     content = {"arms": arms, "equal_compute": rivals, "design": {**usual, **design}}
-    content["cell_commits"] = []
+    content |= {"cell_commits": [], "cut_batches": cut}
     return " ".join(headline(content))
 
 
@@ -55,3 +61,11 @@ def test_the_headline_holds_tricks_against_their_budget() -> None:
         "+0.0100 [+0.0050, +0.0150]; worse: pgd against none, 8 epochs, −0.0200 ["
     ) in said(arm("fgm", "better"), rivals=(better, worse))
     assert "the same budget no arm is better; worse: pgd" in said(rivals=(worse,))
+
+
+def test_the_headline_says_where_batches_were_cut() -> None:
+    assert "cut" not in said(arm("fgm", "better"))
+    cut = cut_batches("fgm", [16, 8, None, 4], 16) + cut_batches("none", [16, 16], 16)
+    text = said(arm("fgm", "better"), cut=(*cut, {"arm": "pgd", "cells": 1, "rows": 8}))
+    assert "Batches were cut as the GPU ran out of memory (fgm, 2 cells, to 4 rows; " in text
+    assert "pgd, 1 cell, to 8 rows)" in text

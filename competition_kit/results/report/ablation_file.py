@@ -23,6 +23,7 @@ _ABLATION: dict[str, Any] = {
     "equal_compute": [],
     "interactions": [],
     "cell_commits": [],
+    "cut_batches": [],
     "across": None,
 }
 _MACHINE = dict.fromkeys(("processor", "cores", "device", "memory_gb"))

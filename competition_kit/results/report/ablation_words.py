@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from competition_kit.results.cut_batches import caution
 from competition_kit.results.report.ablation_file import NOISE
 from competition_kit.results.report.wording import delta
 
@@ -42,6 +43,8 @@ def headline(ablation: dict[str, Any]) -> list[str]:
         added = " ".join(map(str, seeds))
         sentences.append(f"Seeds added after a first look ({added}): true p-values are larger.")
     if said := commits(ablation["cell_commits"]):
+        sentences.append(f"{said[0].upper()}{said[1:]}.")
+    if said := caution(ablation["cut_batches"]):
         sentences.append(f"{said[0].upper()}{said[1:]}.")
     return sentences
 

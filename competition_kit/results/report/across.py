@@ -82,7 +82,15 @@ def _found(number: int, one: dict[str, Any]) -> dict[str, Any]:
     """Return what the overview shows of a competition."""
     arms, design = one["arms"], one["design"]
     shown = [arm for arm in arms if arm["delta"] is not None and arm["role"] != "baseline"]
-    said = headline({"arms": arms, "equal_compute": [], "design": design, "cell_commits": []})
+    said = headline(
+        {
+            "arms": arms,
+            "equal_compute": [],
+            "design": design,
+            "cell_commits": [],
+            "cut_batches": [],
+        }
+    )
     metric = one["competition"]["metric"]
     forest = forest_plot(f"forest{number}", shown, design["rope"], design["level"], metric)
     return {
