@@ -143,9 +143,13 @@ def read_csv(path: Path, encoding: str) -> dict[str, list[str]]:
     csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding=encoding, newline="") as file:
-            lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             rows = [row for row in lines if row]
-    except (UnicodeError, LookupError, csv.Error) as error:
+    except csv.Error as error:  # a quote that is never closed would swallow all rows below it
+        raise Refused(
+            f"{path}: does not read from line {lines.line_num} up ({error}); is a quote open?"
+        ) from error
+    except (UnicodeError, LookupError) as error:
         raise Refused(
             f"{path}: does not read ({error}); name its encoding: --encoding gb18030"
         ) from error

@@ -323,6 +323,7 @@ def test_infer_takes_what_a_kernel_may_hold(
         ("id\ttext\n1\n", "row 2: 1 values for 2 columns"),
         ("id\ttexts\n1\tgood\n", "no column 'text'; it has id, texts"),
         ("id\ttext\n", "no rows below the header"),
+        ('id\ttext\n1\tgood\n2\t"bad\n3\tfine\n', "from line 4 up (unexpected end of data)"),
     ):
         path.write_text(content, encoding="utf-8")
         assert reason in said()
