@@ -113,7 +113,7 @@ def load_competition(
     classes, targets = read_labels(train, rules, train_path)
     groups = predefined = None
     if rules.cv.group is not None:
-        groups = column_of(train, rules.cv.group, train_path).to_numpy(dtype=str)
+        groups = _names(train, rules.cv.group, train_path, "group")
     if rules.cv.scheme == "predefined":
         predefined = _predefined_folds(train, rules, folder, train_path)
     _check_positive(rules, classes, toml)
@@ -233,7 +233,7 @@ def _predefined_folds(
     fold = rules.cv.fold
     assert fold is not None
     if fold in train.columns:
-        return _fold_names(train, fold, train_path)
+        return _names(train, fold, train_path, "fold")
     path = folder / fold
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
@@ -243,7 +243,7 @@ def _predefined_folds(
         )
     table = read_table(path, rules.encoding)
     ids = _unique_ids(table, rules.id, path)
-    folds = dict(zip(ids, _fold_names(table, "fold", path).tolist(), strict=True))
+    folds = dict(zip(ids, _names(table, "fold", path, "fold").tolist(), strict=True))
     wanted = train[rules.id].tolist()
     missing = [value for value in wanted if value not in folds]
     if missing:
@@ -255,15 +255,16 @@ def _predefined_folds(
     return np.array([folds[value] for value in wanted], dtype=str)
 
 
-def _fold_names(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
+def _names(table: pd.DataFrame, column: str, path: Path, what: str) -> np.ndarray:
+    """Return [N] what each row's fold or group is called."""
     names = [name.strip() for name in column_of(table, column, path)]
     if "" in names:
         raise InputError(
-            "the fold is missing",
+            f"the {what} is missing",
             file=path,
             row=row_of(table, names.index("")),
             column=column,
-            remedy="name a fold for every row",
+            remedy=f"name a {what} for every row",
         )
     return np.array(names, dtype=str)
 

@@ -278,6 +278,14 @@ def test_groups_are_read(tmp_path: Path) -> None:
     groups = load(tmp_path, DOCS, toml=toml).groups
     assert groups is not None
     assert groups.tolist() == ["d1", "d1", "d2"]
+    spaced = load(tmp_path / "spaced", DOCS.replace("b,y,d1", "b,y, d1 "), toml=toml).groups
+    assert spaced is not None and spaced.tolist() == groups.tolist(), "else in two folds"
+
+
+def test_a_row_without_a_group_is_refused(tmp_path: Path) -> None:
+    toml = 'text = "text"\n[cv]\ngroup = "doc"'
+    message = refused(tmp_path, DOCS + "4,d,y, ,A\n", toml=toml)
+    assert "train.csv, row 5, column 'doc': the group is missing" in message
 
 
 def test_predefined_folds_come_from_a_column(tmp_path: Path) -> None:
