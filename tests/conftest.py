@@ -162,7 +162,8 @@ def competition_folder(tmp_path: Path) -> Callable[..., Path]:
         labels = ["is_good", "is_bad"] if task == "multi_label" else ["label"]
         frames["train"].to_csv(folder / "train.csv", index=False)
         frames["test"].drop(columns=labels).to_csv(folder / "test.csv", index=False)
-        frames["test"][["id", *labels]].to_csv(folder / "solution.csv", index=False)
+        # not the order of test.csv: it has to be matched by id
+        frames["test"][["id", *labels]].iloc[::-1].to_csv(folder / "solution.csv", index=False)
         sample = frames["test"][["id", *labels]].copy()
         for label in labels:
             sample[label] = 0 if task == "multi_label" else "bad"

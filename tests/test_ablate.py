@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,16 @@ def test_every_delta_is_the_mean_of_paired_cells_and_every_file_is_there(lab: La
     assert lab.arm("fgm")["cost"]["passes"] == pytest.approx(2.0)
     assert lab.arm("A/A")["seeds"] == [1000, 1001]
     assert lab.arm("A/A")["p_holm"] is None, "a control is in no family"
-    assert lab.arm("fgm")["held_out_delta"] is not None, "there is a solution.csv"
+    solution = pd.read_csv(lab.data / "solution.csv", index_col="id")["label"]
+    for name in ("none", "fgm"):
+        table = pd.read_csv(lab.run_folder(name) / "test_predictions.csv", index_col="id")
+        assert solution.index.tolist() != table.index.tolist(), "matched by id, not by place"
+        predicted = table.idxmax(axis=1).str.removeprefix("p_")
+        wanted = f1_score(solution[table.index], predicted, average="macro")
+        assert lab.arm(name)["held_out"] == pytest.approx(wanted)
+    assert lab.arm("fgm")["held_out_delta"]["delta"] == pytest.approx(
+        lab.arm("fgm")["held_out"] - lab.arm("none")["held_out"]
+    )
     assert lab.content["design"]["complete"]
     table = pd.read_csv(lab.folder / "deltas.csv")
     assert table["arm"].tolist() == ["none", "A/A", "fgm", "ema"]
@@ -308,10 +318,31 @@ def test_several_competitions_run_together(
 @pytest.mark.usefixtures("_no_report")
 def test_compare_says_of_two_runs_what_the_ablation_said(lab: Lab):
     lab.ablate("--arms", "fgm", "--seeds", "0", "1")
+    same_in_words(lab)
+
+
+@pytest.mark.usefixtures("_no_report")
+@pytest.mark.parametrize("scheme", ["group", "kfold"])
+def test_compare_resamples_groups_as_the_ablation_does(
+    lab: Lab, competition_folder: Callable[..., Path], scheme: str
+):
+    """Whether or not the folds keep the groups together."""
+    lab.data = competition_folder("grouped", groups=True)
+    (lab.data / "competition.toml").write_text(
+        f'[cv]\nscheme = "{scheme}"\ngroup = "doc"\n', encoding="utf-8"
+    )
+    lab.ablate("--arms", "fgm", "--seeds", "0", "1")
+    same_in_words(lab)
+    (lab.data / "competition.toml").write_text('[cv]\nscheme = "kfold"\n', encoding="utf-8")
+    lab.run("compare", str(lab.run_folder("fgm")), str(lab.run_folder("none")), code=2)
+
+
+def same_in_words(lab: Lab) -> None:
     arm = lab.arm("fgm")
     printed = lab.run("compare", str(lab.run_folder("fgm")), str(lab.run_folder("none")))
-    assert f"{arm['delta']:+.4f}" in printed
-    assert f"[{arm['low']:+.4f}, {arm['high']:+.4f}]" in printed
+    for delta in (arm, arm["oof_delta"], arm["ensemble_delta"]):
+        assert f"{delta['delta']:+.4f}" in printed
+        assert f"[{delta['low']:+.4f}, {delta['high']:+.4f}]" in printed
 
 
 @pytest.mark.usefixtures("_no_report")
@@ -382,6 +413,18 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert part in error
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_two_competitions_of_one_name_are_refused(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """One would overwrite the other's results, and be left out where they are put together."""
+    other = shutil.copytree(lab.data, tmp_path / "elsewhere" / lab.data.name)
+    where = ["--data", str(lab.data), str(other), "--out", str(lab.out), "--model", str(lab.model)]
+    lab.run("ablate", *where, "--arms", "fgm", *QUICK, code=2)
+    assert f"{other}: has the name '{lab.data.name}'" in capsys.readouterr().err
+    assert not lab.out.exists() or not lab.cells()
 
 
 # -- who computed what --------------------------------------------------------------------------

@@ -31,8 +31,10 @@ from competition_kit.commands.flags import (
 )
 from competition_kit.commands.output import command_line, print_written
 from competition_kit.commands.setup import set_up
+from competition_kit.errors import InputError
 
 if TYPE_CHECKING:
+    from competition_kit.data.competition import Competition
     from competition_kit.harness.ablation import AblationArm, Cells, Study
     from competition_kit.harness.cells import Cell
     from competition_kit.harness.engines.local import Placement
@@ -114,6 +116,7 @@ def run(options: argparse.Namespace) -> int:
         approach.check(options.epochs)
     seeds = checked_seeds(options.seeds)
     setups = [set_up(options, data) for data in dict.fromkeys(options.data)]
+    _check_names([setup.competition for setup in setups])
 
     from competition_kit.commands.ablation_output import print_plan
     from competition_kit.data.folds import audit
@@ -146,6 +149,23 @@ def run(options: argparse.Namespace) -> int:
     if concluded is not None:
         _print_results(*concluded)
     return 0
+
+
+def _check_names(competitions: Sequence[Competition]) -> None:
+    """Check that each competition has a name of its own, by which its results are kept apart.
+
+    Raises:
+        InputError: if two have the same.
+    """
+    seen: dict[str, Path] = {}
+    for one in competitions:
+        if one.name in seen:
+            raise InputError(
+                f"has the name {one.name!r}, as {seen[one.name]} has",
+                file=one.folder,
+                remedy="rename one of the folders, or ablate them one after the other with --out",
+            )
+        seen[one.name] = one.folder
 
 
 def _compute(

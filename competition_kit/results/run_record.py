@@ -29,6 +29,7 @@ _CONFIG: Wanted = {
     "rules.task": str,
     "rules.cv.scheme": str,
     "rules.cv.folds": int,
+    "rules.cv.group?": str | None,
     "arm?.strategy": str,
     "arm?.tricks": str,
     "arm?.data_hash": str,
@@ -69,14 +70,15 @@ class RunRecord:
         self.oof = found.layers
 
     def groups(self) -> np.ndarray | None:
-        """Return the group of each row, where the folds keep groups together.
+        """Return the group of each row, where there are groups.
 
         Raises:
             InputError: if the competition folder, which has them, is gone, or has other data or
                 groups now.
         """
         cv = self.config["rules"]["cv"]
-        if cv["scheme"] not in ("group", "stratified_group"):
+        column, kept_together = cv.get("group"), cv["scheme"] in ("group", "stratified_group")
+        if column is None and not kept_together:
             return None
         path = Path(self.config["competition_folder"])
         if not path.is_dir():
@@ -87,10 +89,15 @@ class RunRecord:
             )
         competition = load_competition(path, scheme=cv["scheme"], folds=cv["folds"])
         trained_on = self.config.get("arm", self.config).get("data_hash", competition.data_hash)
-        assert competition.groups is not None  # these schemes need them
+        if competition.groups is None or column not in (None, competition.rules.cv.group):
+            raise InputError(
+                f"its groups are no longer the column {column!r}, as in {self.folder.path}",
+                file=path / "competition.toml",
+                remedy="put it back: rows of a group must be resampled together",
+            )
         groups = dict(zip(competition.train.ids, competition.groups.tolist(), strict=True))
         places = set(zip(map(groups.get, self.ids), self.fold_names, strict=True))
-        torn = len(places) > len({group for group, _ in places})  # a group in two folds
+        torn = kept_together and len(places) > len({group for group, _ in places})
         if groups.keys() != set(self.ids) or trained_on != competition.data_hash or torn:
             raise InputError(
                 f"its rows or their groups are no longer those of {self.folder.path}",
