@@ -39,6 +39,7 @@ from benchmarks.flags import (
     make_parser,
     prepared,
 )
+from benchmarks.hf_trainer import check_trainer
 from benchmarks.spread import ratios, spread
 from benchmarks.workload import SHAPES, save_encoder
 from competition_kit.commands.flags import count
@@ -246,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = flags if options.workers is None else [*flags, "--workers", str(options.workers)]
     name = f"{options.shape} shape, random" if options.shape else Path(options.model).name
     try:
+        if options.peer:
+            check_trainer()
         data = prepared(options.data).resolve()
         with tempfile.TemporaryDirectory() as folder:
             model = _model(options, Path(folder) / "encoder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,26 @@ import numpy as np
 import torch
 
 from competition_kit.data.encoding import Encoded
+from competition_kit.errors import InputError
 from competition_kit.training.recipe import Precision
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
-__all__ = ["make_trainer", "texts_of"]
+__all__ = ["check_trainer", "make_trainer", "texts_of"]
+
+
+def check_trainer() -> None:
+    """Check that Trainer can be used here, before anything is measured.
+
+    Raises:
+        InputError: if not.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise InputError(
+            "transformers' Trainer, which the kit is measured against, needs accelerate",
+            remedy="pip install -r tests/requirements.txt",
+        )
 
 
 def texts_of(encoded: Encoded, rows: np.ndarray, labels: np.ndarray | None) -> list[dict[str, Any]]:

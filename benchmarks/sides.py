@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -241,8 +242,9 @@ def serve(end: Connection, side: Side, rows: Rows, threads: int) -> None:
     torch.set_num_threads(threads)
     side.train(rows.first(WARM_UP_BATCHES * rows.batch_size))
     end.send("ready")
-    while (order := end.recv()) is not None:
-        if order == "rate":
-            end.send(matrix_rate(rows.device, rows.precision))
-        else:
-            end.send(side.train(rows))
+    with suppress(EOFError):  # the benchmark has ended early and said why
+        while (order := end.recv()) is not None:
+            if order == "rate":
+                end.send(matrix_rate(rows.device, rows.precision))
+            else:
+                end.send(side.train(rows))

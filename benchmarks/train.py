@@ -38,6 +38,7 @@ from benchmarks.flags import (
     make_parser,
     prepared,
 )
+from benchmarks.hf_trainer import check_trainer
 from benchmarks.sides import Rows, Side, serve, sides_on
 from benchmarks.spread import ratios, spread
 from benchmarks.workload import CLASSES, SHAPES, random_encoder, random_tokens
@@ -257,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
+            check_trainer()
             if options.shape:
                 label, found = _random_rows(options.shape, options.length, options.rows, folder)
             else:

@@ -6,8 +6,12 @@ Where a command starts others, or processes, which takes seconds each, what star
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,6 +108,30 @@ def test_train_names_too_many_rows(
     flags = ["--data", str(competition_folder()), "--model", str(model_folder("bert"))]
     assert train.main([*flags, "--rows", "61", "--device", "cpu"]) == 2
     assert "60 rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "measure", [partial(train.main, []), partial(cv.main, ["--peer"])], ids=["train", "cv"]
+)
+def test_a_peer_that_cannot_run_is_said_before_anything_is_measured(
+    measure: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert measure() == 2
+    said = "needs accelerate; pip install -r tests/requirements.txt"
+    assert said in capsys.readouterr().err
+
+
+def test_a_process_of_a_side_ends_quietly_when_the_benchmark_is_gone() -> None:
+    here, there = multiprocessing.Pipe()
+    rows = SimpleNamespace(first=lambda count: None, batch_size=4)
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(sides.serve, there, Side("kit", lambda rows: 1.0), rows, 1)  # type: ignore[arg-type]
+        assert here.recv() == "ready"
+        here.close()
+        served.result(timeout=10)
 
 
 def test_a_peer_stands_beside_the_kit_in_as_many_processes_and_in_one() -> None:
