@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -31,6 +32,7 @@ from competition_kit.results.ensembling import METHODS
 from competition_kit.results.metrics import find_metric
 from competition_kit.results.oof import oof_table
 from competition_kit.results.report.ensemble_plots import short_names
+from competition_kit.results.statistics import Interval, bootstrap_difference
 from competition_kit.results.submission import make_submission
 
 WRITE_REPORT = ensemble._write_report
@@ -120,6 +122,13 @@ def make_run(
 
 def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def predicted_in(folder: Path, competition: Competition) -> np.ndarray:
+    """Return [M, C] from a run's test_predictions.csv, in the order of the test file."""
+    table = read(folder / "test_predictions.csv").set_index("id")
+    names = [f"p_{name}" for name in competition.classes]
+    return table.loc[list(competition.test.ids), names].to_numpy(dtype=float)
 
 
 def read_json(path: Path) -> Any:
@@ -221,7 +230,7 @@ def test_the_order_of_the_members_changes_no_byte(runs: list[str], tmp_path: Pat
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_one_run_alone_gives_its_own_score(
+def test_one_run_alone_is_nothing_to_blend(
     toy: Competition, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = failed(capsys, *runs[:1], runs[0], "--out", str(tmp_path / "runs"))
@@ -296,13 +305,25 @@ def test_the_same_members_may_be_blended_again(
     blend([str(moved / name) for name in "abc"], tmp_path, "--name", "final")
 
 
-def test_every_method_makes_its_own_submission(runs: list[str], tmp_path: Path) -> None:
-    for method in ("best", "weights", "rank_mean"):
+def test_every_method_makes_its_own_submission(
+    toy: Competition, runs: list[str], tmp_path: Path
+) -> None:
+    made = {}
+    for method in ("best", "weights", "rank_mean", "geometric"):
         folder = blend(runs, tmp_path / method, "--method", method)
         metrics = read_json(folder / "metrics.json")
         (row,) = (row for row in metrics["methods"] if row["name"] == method)
         assert metrics["oof_of_mean"] == row["score"]
         assert folder.name == f"ensemble-{method}"
+        made[method] = predicted_in(folder, toy)
+        written = read(folder / "submission.csv")
+        pd.testing.assert_frame_equal(written, make_submission(toy, made[method]).astype(str))
+        if method in ("best", "weights"):
+            members = [predicted_in(Path(run), toy) for run in runs]
+            wanted = np.average(members, axis=0, weights=row["weights"])
+            np.testing.assert_allclose(made[method], wanted, atol=1e-9)
+    for one, other in itertools.combinations(made.values(), 2):
+        assert np.abs(one - other).max() > 1e-4
     weights = {row["name"]: row["weights"] for row in metrics["methods"]}
     assert sorted(weights["best"]) == [0, 0, 1]
     best = max(metrics["members"], key=lambda member: member["score"])
@@ -313,7 +334,7 @@ def test_every_method_makes_its_own_submission(runs: list[str], tmp_path: Path) 
 
 
 def test_a_rule_is_applied_to_the_submission_alone(
-    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: Competition, runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = blend(runs, tmp_path / "plain")
     capsys.readouterr()
@@ -331,6 +352,11 @@ def test_a_rule_is_applied_to_the_submission_alone(
     before = read_json(plain / "metrics.json")
     assert before["oof_of_mean"] == metrics["rule"]["without"]
     assert before["rule"] == metrics["rule"] | {"applied": False}
+    factors = [metrics["rule"]["settings"][name] for name in toy.classes]
+    weighted = factors * predicted_in(ruled, toy)
+    by_hand = make_submission(toy, weighted / weighted.sum(axis=1, keepdims=True)).astype(str)
+    pd.testing.assert_frame_equal(read(ruled / "submission.csv"), by_hand)
+    assert not by_hand.equals(read(plain / "submission.csv")), "the rule changes something here"
 
 
 def test_the_report_holds_everything_and_runs_nothing(
@@ -432,13 +458,29 @@ def test_a_metric_of_the_users_own(
 
 
 def test_groups_are_resampled_whole(
-    competition_folder: Folder, tmp_path: Path, everything: None
+    competition_folder: Folder,
+    tmp_path: Path,
+    everything: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     competition = load_competition(competition_folder(groups=True))
+    resampled = []
+
+    def bootstrap(*arguments: Any, groups: np.ndarray | None, **settings: Any) -> Interval:
+        resampled.append(groups)
+        return bootstrap_difference(*arguments, groups=groups, **settings)
+
+    monkeypatch.setattr("competition_kit.results.ensemble_outcome.bootstrap_difference", bootstrap)
     home = tmp_path / "runs" / "toy"
     runs = [str(make_run(home, name, competition, seed)) for seed, name in enumerate("ab")]
     page = (blend(runs, tmp_path) / "report.html").read_text(encoding="utf-8")
     assert "(whole groups)" in page
+    assert resampled
+    for groups in resampled:
+        assert groups is not None
+        assert competition.groups is not None
+        same = groups[:, None] == groups
+        assert (same == (competition.groups[:, None] == competition.groups)).all()
 
 
 def test_without_test_rows_there_is_no_submission(

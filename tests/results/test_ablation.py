@@ -182,6 +182,21 @@ def test_rows_are_not_asked_where_folds_are_sources() -> None:
     assert drawn.delta == given.delta
 
 
+def test_groups_of_copies_tell_no_more_than_one_copy() -> None:
+    copies = np.arange(ROWS) % 30  # five copies of thirty rows, each group in one fold
+    base, arm = (
+        dataclasses.replace(one, oof=one.oof[:, copies]) for one in (BASE, record("arm", 1.2))
+    )
+    alone = dataclasses.replace(LABELS, train=TARGETS[copies])
+    grouped = dataclasses.replace(alone, groups=copies)
+    wide, narrow = (
+        rows_of((arm, "arm"), base=base, labels=labels)[1] for labels in (grouped, alone)
+    )
+    for name in ("oof_delta", "ensemble_delta", "comparison"):
+        widths = [getattr(row, name).high - getattr(row, name).low for row in (wide, narrow)]
+        assert widths[0] > 1.4 * widths[1], name
+
+
 def test_an_interaction_is_what_a_pair_gives_beyond_the_sum() -> None:
     for metric, sign in ((MACRO_F1, 1), (LOG_LOSS, -1)):
         one, other, both = (record(name, 1.0, metric) for name in ("one", "other", "both"))

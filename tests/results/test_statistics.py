@@ -407,7 +407,7 @@ def test_row_variance_by_bootstrap_is_that_of_means() -> None:
 
 
 def test_row_variance_by_hand() -> None:
-    """Two seeds, two folds of three rows: covariances 1 and 1/3 of the seeds, over three rows."""
+    """Two seeds, two folds of three rows: covariances 1 and 1/6 of the seeds, over three rows."""
     differences = np.array([[1.0, 0.0, -1.0, 1.0, 1.0, 0.0], [1.0, 0.0, -1.0, 1.0, 0.0, 0.0]])
     found = row_variance_of_means(differences, np.array([0, 0, 0, 1, 1, 1]))
     assert found is not None

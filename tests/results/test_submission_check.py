@@ -198,7 +198,7 @@ def bad_id(change: Callable[[str], str], why: str) -> tuple[Corrupt, tuple[str, 
         able = [row for row, cells in enumerate(sheet.rows) if change(cells[0]) not in IDS]
         row = data.draw(st.sampled_from(able))
         sheet.rows[row][0] = change(sheet.rows[row][0])
-        return Expected("unknown id", row + 2, form.rules.id, sheet.rows[row][0])
+        return Expected("unknown id", row + 2, form.rules.id, why)
 
     return corrupt, tuple(FORMS)
 
@@ -395,7 +395,7 @@ CORRUPTIONS: dict[str, tuple[Corrupt, tuple[str, ...]]] = {
         lambda row_id: f"{row_id}.0" if row_id.isdigit() else IDS[0], "a point"
     ),
     "other id": bad_id(lambda row_id: f"{row_id}x", "no id of the test file"),
-    "no id": bad_id(lambda row_id: "", "no id"),
+    "no id": bad_id(lambda row_id: "", "'' is no id"),
     "zeros": (lose_zeros, EVERY),
     "row dropped": (drop_row, EVERY),
     "row repeated": (repeat_row, EVERY),

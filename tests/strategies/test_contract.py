@@ -376,8 +376,9 @@ def test_a_generator_closed_early_leaves_model_and_step_alone(
 
 
 def test_weights_and_labels_of_the_batch_stay(name: str, model: Classifier, batch: Batch) -> None:
-    kept = copy.deepcopy(batch)
+    kept, before = copy.deepcopy(batch), Before(model)
     drive(sane(name)(step_of(model, batch)))
+    before.check()
     for each in ("input_ids", "attention_mask", "labels", "slots"):
         assert torch.equal(getattr(batch, each), getattr(kept, each))
 

@@ -182,7 +182,8 @@ def test_gradients_equal_the_reference_with_every_pooling(
     model = toy_classifier(model_folder("bert"), pooling=pooling)
     strategy, by_hand = AGAINST_REFERENCE[name]
     batch = toy_batch(model)
-    if pooling == "max":  # positions that no maximum comes from may have no gradient at all
+    if pooling == "max" and name.startswith("pgd token"):
+        # positions that no maximum comes from may have no gradient at all
         strategy, by_hand = AGAINST_REFERENCE["pgd example, epsilon 0.5"]
     assert relative_error(trained(strategy, model, batch), by_hand(model, batch)) <= EXACT
 
