@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from competition_kit.data.encoding import Batch, Encoded, length_sorted
 from competition_kit.strategies import Strategy
-from competition_kit.training.journal import Journal
+from competition_kit.training.journal import Journal, TrainingError
 from competition_kit.training.model import EncoderModel
+from competition_kit.training.rows_that_fit import RowsThatFit
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.training.step import Objective, Step, unscaled
 
@@ -68,11 +70,50 @@ class Accumulation:
         for entry in passed:
             self.journal.passed(*entry)
 
-    def look_through(self, rows: np.ndarray, batch_size: int) -> Iterator[Step]:
-        """Yield steps over some rows before the training, for who wants to see gradients first."""
+    def look_through(
+        self,
+        fitting: RowsThatFit,
+        rows: np.ndarray,
+        batch_size: int,
+        weights: Sequence[nn.Parameter],
+    ) -> Iterator[list[Tensor]]:
+        """Yield the gradient of each batch's mean loss, before the training; `.grad` stays empty.
+
+        Args:
+            fitting: cuts batches that the memory does not hold.
+            weights: with respect to what.
+
+        Raises:
+            TrainingError: if a gradient is not finite, in fp16 whatever the scale of the loss.
+        """
         lengths = self.encoded.lengths[rows]
         for part in length_sorted(lengths, np.arange(len(rows)), batch_size):
-            yield self._step(rows[part], 0, 0, 0.0)
+            found = self._gradient(fitting, rows[part], weights)
+            while not all(gradient.isfinite().all() for gradient in found):
+                if self.scaler.get_scale() <= 1.0:
+                    raise TrainingError(
+                        "a gradient is not finite before the first step: check --model, or try "
+                        "--precision fp32"
+                    )
+                self.scaler.update(self.scaler.get_scale() / 2)
+                found = self._gradient(fitting, rows[part], weights)
+            yield found
+
+    def _gradient(
+        self, fitting: RowsThatFit, batch: np.ndarray, weights: Sequence[nn.Parameter]
+    ) -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def add_up(parts: list[np.ndarray]) -> None:
+            found.clear()  # of a try that did not fit
+            for part in parts:
+                gradients = self._step(part, 0, 0, 0.0).weight_gradients(weights)
+                share = len(part) / len(batch)
+                scaled = [gradient * share for gradient in gradients]
+                found[:] = torch._foreach_add(found, scaled) if found else scaled
+
+        fitting.attempt(add_up, [batch])
+        return found
 
     def _step(self, part: np.ndarray, number: int, micro: int, epoch: float) -> Step:
         """Return what the strategy sees of one micro-batch."""

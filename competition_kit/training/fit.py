@@ -97,7 +97,7 @@ def fit_fold(
     fitting = RowsThatFit(recipe.batch_size, training=True)
     average = averages.average(model) if averages is not None else None
     model.train()
-    look_through = partial(gradient.look_through, rows, recipe.batch_size)
+    look_through = partial(gradient.look_through, fitting, rows, recipe.batch_size)
     mask = masks.mask(model, look_through) if masks is not None else None
 
     step = 0
@@ -114,6 +114,7 @@ def fit_fold(
             limit = recipe.max_grad_norm or math.inf
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
 
+            lr = max(group["lr"] for group in optimizer.param_groups)  # of this step
             scale = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
@@ -123,11 +124,11 @@ def fit_fold(
             optimizer.zero_grad(set_to_none=True)  # the next step's first pass must find none
 
             step += 1
-            if average is not None and averages is not None and not skipped:
-                if averages.is_due(step, total, total // recipe.epochs):
+            if average is not None and averages is not None:
+                if averages.is_due(step, total, total // recipe.epochs, skipped):
                     average.update()
             done = epoch + (first + len(in_step)) / len(batches)
-            journal.stepped(step, done, optimizer.param_groups[0]["lr"], grad_norm, skipped)
+            journal.stepped(step, done, lr, grad_norm, skipped)
             on_step(step)
     log = journal.close(fitting.rows)
     if average is not None:

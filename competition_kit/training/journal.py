@@ -31,10 +31,10 @@ class LogLine:
     Attributes:
         loss: of each step's first pass (the clean one, unless noise stands on the embeddings).
         shift_norm: mean over examples of the L2 norm of the step's largest shift.
-        grad_norm: before clipping.
+        grad_norm: before clipping; mean over the steps that were not skipped, 0 if all were.
         notes: what the strategy wants to be seen, such as `weight_shift` (relative length of its move
             of the weights) or `direction_cosine`.
-        lr: at the last of these steps.
+        lr: of the last of these steps; the head's, where lower layers have smaller ones.
     """
 
     step: int
@@ -94,7 +94,7 @@ class Journal:
         # loss, shift norm, gradient norm, losses of all passes
         self._sums = torch.zeros(4, device=self._device)
         self._notes: dict[str, tuple[Tensor, int]] = {}
-        self._since = 0
+        self._since = self._taken = 0
 
     def passed(self, step: Step, yielded: int, weight: float) -> None:
         """Note one micro-batch; `weight` is its part of the optimizer step's rows."""
@@ -122,6 +122,7 @@ class Journal:
         self._since += 1
         self._skipped += skipped
         if not skipped:
+            self._taken += 1
             self._sums[2] += grad_norm.detach()
             self._moves += self._moves_now
             self._acting += self._begun
@@ -132,6 +133,7 @@ class Journal:
     def _write(self) -> None:
         step, epoch, lr = self._now
         loss, shift_norm, grad_norm, all_losses = (self._sums / self._since).tolist()
+        grad_norm *= self._since / max(1, self._taken)
         for what, value in (
             ("loss", loss),
             ("loss of a later pass", all_losses),

@@ -196,11 +196,15 @@ class Step(ShiftSpace):
             self._dropout_states[draw] = [torch.get_rng_state()]
             if device.type == "cuda":
                 self._dropout_states[draw].append(torch.cuda.get_rng_state(device))
+            elif device.type == "mps":
+                self._dropout_states[draw].append(torch.mps.get_rng_state())
             return
         host, *card = self._dropout_states[draw]
         torch.set_rng_state(host)
-        if card:
+        if device.type == "cuda":
             torch.cuda.set_rng_state(card[0], device)
+        elif device.type == "mps":
+            torch.mps.set_rng_state(card[0])
 
     # -- weights ----------------------------------------------------------------------------
 

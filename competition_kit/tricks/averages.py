@@ -46,8 +46,8 @@ class EMA:
 
         return WeightAverage(model, factor)
 
-    def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
-        return True
+    def is_due(self, step: int, total_steps: int, steps_per_epoch: int, skipped: bool) -> bool:
+        return not skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class SWA:
     def average(self, model: EncoderModel) -> WeightAverage:
         return _mean(model)
 
-    def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
-        return step > self.start * total_steps
+    def is_due(self, step: int, total_steps: int, steps_per_epoch: int, skipped: bool) -> bool:
+        return step > self.start * total_steps and not skipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ class CheckpointAverage:
     def average(self, model: EncoderModel) -> WeightAverage:
         return _mean(model)
 
-    def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
+    def is_due(self, step: int, total_steps: int, steps_per_epoch: int, skipped: bool) -> bool:
+        # after a skipped step, too: the weights are those at the end of the epoch all the same
         last = total_steps - self.epochs * steps_per_epoch
         return step % steps_per_epoch == 0 and step > last
 

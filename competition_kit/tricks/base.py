@@ -6,8 +6,8 @@ A trick is a frozen dataclass whose fields are its hyper-parameters, with one me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from competition_kit.training.averaging import WeightAverage
     from competition_kit.training.model import Classifier, EncoderModel
     from competition_kit.training.objectives import Criterion
-    from competition_kit.training.step import Objective, Step
+    from competition_kit.training.step import Objective
 
 __all__ = [
     "Averages",
     "ChangesCriterion",
     "ChangesModel",
     "ChangesObjective",
+    "Gradients",
     "GroupsParameters",
     "MasksGradients",
     "Trick",
 ]
+
+
+# weights -> the gradient of each batch's mean loss with respect to them, batch by batch
+Gradients: TypeAlias = "Callable[[Sequence[torch.nn.Parameter]], Iterator[list[torch.Tensor]]]"
 
 
 class Trick(Protocol):
@@ -75,12 +80,11 @@ class GroupsParameters(Protocol):
 class MasksGradients(Protocol):
     """Changes gradients before they are clipped."""
 
-    def mask(
-        self, model: EncoderModel, steps: Callable[[], Iterator[Step]]
-    ) -> Callable[[torch.Generator], None]:
+    def mask(self, model: EncoderModel, gradients: Gradients) -> Callable[[torch.Generator], None]:
         """Return what is called with each optimizer step's generator; it changes `.grad` in place.
 
-        `steps` goes once through the fold's training rows (no update), for masks that look first.
+        `gradients` goes once through the fold's training rows (no update), for masks that look
+        first.
         """
         ...
 
@@ -93,6 +97,10 @@ class Averages(Protocol):
         """Return the average, at its start."""
         ...
 
-    def is_due(self, step: int, total_steps: int, steps_per_epoch: int) -> bool:
-        """Return whether the weights after this optimizer step (from 1) are taken in."""
+    def is_due(self, step: int, total_steps: int, steps_per_epoch: int, skipped: bool) -> bool:
+        """Return whether the weights after this optimizer step (from 1) are taken in.
+
+        Args:
+            skipped: whether the step overflowed in fp16 and left the weights as they were.
+        """
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from competition_kit.training.model import EncoderModel
-    from competition_kit.training.step import Step
+    from competition_kit.tricks.base import Gradients
 
 __all__ = ["ChildTuning"]
 
@@ -39,13 +39,11 @@ class ChildTuning:
         if not 0 < self.p <= 1:
             raise ValueError(f"p must be above 0 and at most 1, got {self.p:g}")
 
-    def mask(
-        self, model: EncoderModel, steps: Callable[[], Iterator[Step]]
-    ) -> Callable[[torch.Generator], None]:
+    def mask(self, model: EncoderModel, gradients: Gradients) -> Callable[[torch.Generator], None]:
         weights = [w for w in model.encoder.parameters() if w.requires_grad and w.ndim > 1]
         if self.kind == "F":
             return lambda generator: self._random(weights, generator)
-        masks = self._fisher_masks(weights, steps)
+        masks = self._fisher_masks(weights, gradients)
         return lambda generator: _apply(weights, masks)
 
     def _random(self, weights: list[torch.nn.Parameter], generator: torch.Generator) -> None:
@@ -55,13 +53,13 @@ class ChildTuning:
                 weight.grad.mul_(kept.div_(self.p))
 
     def _fisher_masks(
-        self, weights: list[torch.nn.Parameter], steps: Callable[[], Iterator[Step]]
+        self, weights: list[torch.nn.Parameter], gradients: Gradients
     ) -> list[torch.Tensor]:
         import torch
 
         fisher = [torch.zeros_like(weight) for weight in weights]
-        for step in steps():
-            for total, gradient in zip(fisher, step.weight_gradients(weights), strict=True):
+        for found in gradients(weights):
+            for total, gradient in zip(fisher, found, strict=True):
                 total.add_(gradient.square())
         flat = torch.cat([total.flatten() for total in fisher])
         kept = max(1, round(self.p * flat.numel()))

@@ -524,6 +524,9 @@ def test_every_step_has_its_line_while_they_are_few(
     assert [line.step for line in log.lines] == list(range(1, 11))
     assert [line.epoch for line in log.lines] == pytest.approx(np.arange(1, 11) / 5)
     assert all(line.grad_norm > 0 and line.loss > 0 for line in log.lines)
+    # one step of warm-up in ten, then down to nothing after the last
+    wanted = RECIPE.lr * np.array([0.5, *(1 - np.arange(9) / 9)])
+    assert [line.lr for line in log.lines] == pytest.approx(wanted)
 
 
 def test_a_long_training_logs_means_over_several_steps(

@@ -159,16 +159,16 @@ def test_an_average_is_no_view_of_the_weights_and_has_no_graph() -> None:
 
 
 def test_swa_takes_the_steps_after_its_start() -> None:
-    due = [step for step in range(1, 13) if SWA(start=0.75).is_due(step, 12, 4)]
+    due = [step for step in range(1, 13) if SWA(start=0.75).is_due(step, 12, 4, False)]
     assert due == [10, 11, 12]
-    assert [step for step in range(1, 4) if SWA(start=0.0).is_due(step, 3, 1)] == [1, 2, 3]
-    assert SWA(start=0.99).is_due(10, 10, 5)
+    assert [step for step in range(1, 4) if SWA(start=0.0).is_due(step, 3, 1, False)] == [1, 2, 3]
+    assert SWA(start=0.99).is_due(10, 10, 5, False)
 
 
 def test_checkpoint_averaging_takes_the_ends_of_the_last_epochs() -> None:
-    due = [step for step in range(1, 13) if CheckpointAverage(epochs=2).is_due(step, 12, 3)]
+    due = [step for step in range(1, 13) if CheckpointAverage(epochs=2).is_due(step, 12, 3, False)]
     assert due == [9, 12]
-    more = [step for step in range(1, 7) if CheckpointAverage(epochs=9).is_due(step, 6, 3)]
+    more = [step for step in range(1, 7) if CheckpointAverage(epochs=9).is_due(step, 6, 3, False)]
     assert more == [3, 6]  # all there are
 
 
@@ -256,11 +256,20 @@ def test_skipped_steps_are_not_averaged(model: Classifier, encoded: Encoded) -> 
     assert_close(model, want)
 
 
-@pytest.mark.parametrize("averages", [SWA(start=0.6), CheckpointAverage(epochs=1)])
-def test_an_average_of_nothing_is_an_error(
-    averages: Any, model: Classifier, encoded: Encoded
-) -> None:
+def test_an_average_of_nothing_is_an_error(model: Classifier, encoded: Encoded) -> None:
     """Every step that was due overflowed: predicting with the start's weights would be a lie."""
     strategy = Overflowing(tuple(range(5, 9)))
     with pytest.raises(TrainingError, match="averaged nothing"):
-        fit(model, encoded, averages, strategy=strategy, precision="fp16")
+        fit(model, encoded, SWA(start=0.6), strategy=strategy, precision="fp16")
+
+
+@pytest.mark.parametrize("skipped", [(5,), (8,), (5, 8), (6, 7, 8)])
+def test_an_epoch_whose_last_step_overflowed_is_in_the_mean_of_the_last_epochs(
+    skipped: tuple[int, ...], model: Classifier, encoded: Encoded
+) -> None:
+    strategy = Overflowing(skipped)
+    trail, log = fit(
+        model, encoded, CheckpointAverage(epochs=2), strategy=strategy, precision="fp16"
+    )
+    assert log.skipped == len(skipped)
+    assert_close(model, mean_of([trail[6], trail[9]]))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,6 +21,7 @@ from competition_kit.training.objectives import BinaryCrossEntropy, CrossEntropy
 from competition_kit.training.recipe import Recipe
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.training.step import Step
+from competition_kit.tricks.base import Gradients
 from competition_kit.tricks.child_tuning import ChildTuning
 from competition_kit.tricks.llrd import LayerwiseDecay
 from competition_kit.tricks.mixout import Mixout
@@ -148,14 +149,14 @@ def train(
         settings.pop("labels", LABELS),
         np.arange(24) if rows is None else rows,
         strategy=Plain(),
-        objective=Once(CrossEntropy()),
-        recipe=Recipe(epochs=2, lr=1e-3, batch_size=8, warmup_ratio=0.3),
+        objective=settings.pop("objective", Once(CrossEntropy())),
+        recipe=settings.pop("recipe", Recipe(epochs=2, lr=1e-3, batch_size=8, warmup_ratio=0.3)),
         seeds=FoldSeeds(0, 0),
         **settings,
     )
 
 
-def no_steps() -> Iterator[Step]:
+def no_gradients(weights: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
     raise AssertionError("kind F looks at no rows")
 
 
@@ -179,7 +180,7 @@ def test_f_keeps_a_share_p_anew_in_each_step_and_the_mean_gradient(p: float) -> 
         name: torch.randn(w.shape, dtype=w.dtype, generator=generator)
         for name, w in model.named_parameters()
     }
-    mask = ChildTuning(kind="F", p=p).mask(model, no_steps)
+    mask = ChildTuning(kind="F", p=p).mask(model, no_gradients)
     matrices = encoder_matrices(model)
     total = {name: torch.zeros_like(w) for name, w in matrices.items()}
     kept = count = 0
@@ -208,13 +209,14 @@ def test_f_keeps_a_share_p_anew_in_each_step_and_the_mean_gradient(p: float) -> 
     assert ratio.std() == pytest.approx(spread, rel=0.05)
 
 
-def looking(model: Classifier, encoded: Encoded, rows: np.ndarray) -> Callable[[], Iterator[Step]]:
-    def steps() -> Iterator[Step]:
+def looking(model: Classifier, encoded: Encoded, rows: np.ndarray) -> Gradients:
+    def gradients(weights: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
         for part in np.array_split(rows, 3):
             batch = collate(encoded, part, LABELS)
-            yield Step(model, batch, Once(CrossEntropy()), torch.Generator())
+            step = Step(model, batch, Once(CrossEntropy()), torch.Generator())
+            yield step.weight_gradients(weights)
 
-    return steps
+    return gradients
 
 
 @pytest.mark.parametrize("p", [0.05, 0.2])
@@ -268,6 +270,63 @@ def test_d_sees_the_training_rows_only(model_folder: ModelFolder, encoded: Encod
     assert all(torch.equal(plain[name], outside[name]) for name in plain)
     inside = trained(np.where(np.arange(30) < 12, 0, LABELS))
     assert not all(torch.equal(plain[name], inside[name]) for name in plain)
+
+
+class Overflows:
+    """Losses whose gradients are no fp16 numbers at the scaler's first scale, 65536."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return 2.0**13 * functional.cross_entropy(logits, labels, reduction="none")
+
+
+def fisher_mask(
+    model: Classifier, encoded: Encoded, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> list[Tensor]:
+    """Return D's mask as the loop has it made."""
+    masks: list[Tensor] = []
+    made = ChildTuning._fisher_masks
+
+    def keep(*arguments: Any) -> list[Tensor]:
+        masks.extend(made(*arguments))
+        return masks
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChildTuning, "_fisher_masks", keep)
+        train(model, encoded, masks=ChildTuning(kind="D", p=0.2), **settings)
+    return masks
+
+
+def test_an_overflow_in_fp16_leaves_ds_mask_as_it_is(
+    encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One infinite gradient would be the largest for good; with NaN no element would be kept."""
+    recipe = Recipe(epochs=2, lr=1e-3, batch_size=8, precision="fp16")
+    plain = fisher_mask(tiny("bert").float(), encoded, monkeypatch, recipe=recipe)
+    large = fisher_mask(
+        tiny("bert").float(), encoded, monkeypatch, recipe=recipe, objective=Once(Overflows())
+    )
+    for one, other in zip(plain, large, strict=True):
+        assert (one != other).float().mean() < 0.01, "to fp16's rounding"
+    assert 0.19 < sum(m.sum() for m in large) / sum(m.numel() for m in large) < 0.21
+
+
+def test_d_looks_at_fewer_rows_at_a_time_where_the_gpu_holds_no_more(
+    encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tiny("bert"), tiny("bert")
+    wanted = fisher_mask(whole, encoded, monkeypatch)
+    ran: list[int] = []
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        ran.append(len(inputs[0]))
+
+    cut.register_forward_pre_hook(check)
+    found = fisher_mask(cut, encoded, monkeypatch)
+    assert max(ran) == 2, "8, then 4, then 2"
+    for one, other in zip(found, wanted, strict=True):
+        assert (one != other).float().mean() < 0.001, "to rounding"
 
 
 @pytest.mark.parametrize("kind", ["F", "D"])
