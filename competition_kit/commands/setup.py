@@ -205,11 +205,12 @@ def set_up_again(
 
 
 def _competition(options: argparse.Namespace, data: Path) -> Competition:
-    if data == DATA / DEFAULT_COMPETITION and not (data / "competition.toml").is_file():
-        from competition_kit.data.prepare import prepare
+    if data == DATA / DEFAULT_COMPETITION:
+        from competition_kit.data.prepare import is_wanting, prepare
 
-        log.info("preparing %s (once)", data)
-        prepare(DEFAULT_COMPETITION, DATA)
+        if is_wanting(data):
+            log.info("preparing %s (once)", data)
+            prepare(DEFAULT_COMPETITION, DATA)
     from competition_kit.data.competition import load_competition
 
     competition = load_competition(

