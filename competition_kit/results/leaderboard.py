@@ -179,11 +179,10 @@ def _is_baseline(arm: dict[str, Any]) -> bool:
 
 def _setting(arm: dict[str, Any]) -> dict[str, Any]:
     """Return what an arm shares with its baseline."""
-    own, encoder = {"strategy", "tricks", "pseudo"}, Path(arm["model"]).name.lower()
-    if "pretrain" in spec_names(arm["tricks"]):  # the arm starts from a folder <encoder>-<hash>
-        own |= {"model", "model_hash"}
-        encoder = encoder.rpartition("-")[0]
-    return {key: value for key, value in arm.items() if key not in own} | {"encoder": encoder}
+    own = {"strategy", "tricks", "pseudo"}
+    if "pretrain" in spec_names(arm["tricks"]):  # it keeps the encoder's name, not its weights
+        own.add("model_hash")
+    return {key: value for key, value in arm.items() if key not in own}
 
 
 def _with_deltas(entries: Sequence[Entry]) -> Iterable[Entry]:

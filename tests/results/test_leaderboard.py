@@ -122,10 +122,11 @@ def test_a_baseline_has_the_same_model_folds_and_settings(
 
 
 def test_a_pretrained_encoder_is_compared_with_the_one_it_comes_from(tmp_path: Path) -> None:
-    make(tmp_path, "base", folds(0.5))
-    make(tmp_path, "base-other", folds(0.9), model="org/Other", model_hash="m2")
-    adapted = {"model": "runs/toy/pretrained/encoder-0123456789abcdef", "model_hash": "m3"}
-    make(tmp_path, "pretrain", folds(0.6), tricks="pretrain(epochs=1)", **adapted)
+    name = "org/all-Encoder-L6-v2"
+    make(tmp_path, "base", folds(0.5), model=name)
+    make(tmp_path, "base-other", folds(0.9), model="org/all-Encoder-L6", model_hash="m2")
+    tricks = "pretrain(epochs=1)"
+    make(tmp_path, "pretrain", folds(0.6), tricks=tricks, model=name, model_hash="m3")
     assert deltas(tmp_path)["pretrain"] == pytest.approx(0.1)
 
 
