@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -329,6 +330,23 @@ def test_the_report_shows_the_scores(finished: Run) -> None:
         shown = str(markupsafe.escape(name))
         row = re.search(rf"<td>{re.escape(shown)}</td><td>(\d+)</td>", page)
         assert row is not None and int(row[1]) == count, "rows count once, however many seeds"
+
+
+def test_a_report_is_of_the_seeds_that_have_results(finished: Run, tmp_path: Path) -> None:
+    """A later command was stopped, and an ablation keeps its A/A cells in the folder, too."""
+    run = Run(finished.competition, shutil.copytree(finished.folder, tmp_path / "copy"))
+    (run.folder / "config.json").write_text(
+        json.dumps(run.config | {"seeds": [0, 7, 8]}), encoding="utf-8"
+    )
+    cells = run.folder / "cells"
+    for seed in (8, 1000):
+        shutil.copytree(cells / "seed0-fold0", cells / f"seed{seed}-fold0")
+
+    assert main(["report", str(run.folder)]) == 0
+
+    assert (run.folder / "report.html").read_bytes() == finished.folder.joinpath(
+        "report.html"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\x00no,table", b"", b"id,label\nx,unknown\n"])

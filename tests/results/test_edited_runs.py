@@ -169,7 +169,7 @@ def test_a_file_that_lacks_its_keys_is_named(
             ("compare", "metrics", key)
             for key in ("cells.0.fit_seconds", "cells.1.device", "passes.backwards")
         ),
-        *(("report", "config", key) for key in ("rules.title", "arm.dropout", "seeds")),
+        *(("report", "config", key) for key in ("rules.title", "arm.dropout", "train_rows")),
         *(("report", "metrics", key) for key in ("cells", "floor.folds", "cells.1.fold")),
         *(("pseudo", "config", key) for key in ("rules", "arm_hash", "competition_folder")),
     ],

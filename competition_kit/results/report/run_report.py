@@ -30,7 +30,6 @@ _CONFIG: Wanted = {
     "classes.*": str,
     "train_rows": int,
     "test_rows": int,
-    "seeds.*": int,
     **{f"arm.{key}": str for key in ("model", "strategy", "tricks", "pooling", "version")},
     **{f"arm.{key}": str for key in ("data_hash", "fold_hash")},
     "arm.dropout": NUMBER | None,
@@ -66,19 +65,20 @@ def write_run_report(folder: RunFolder) -> Path:
 
     config, metrics = read_json(folder.config, _CONFIG), read_json(folder.metrics, _METRICS)
     classes, multi_label = config["classes"], config["rules"]["task"] == "multi_label"
-    predictions = read_predictions(
-        folder.path, classes, multi_label, config["seeds"], config["train_rows"]
-    )
+    # config.json may name other seeds: a later command with other ones writes it before it trains
+    seeds = list(dict.fromkeys(cell["seed"] for cell in metrics["cells"]))
+    predictions = read_predictions(folder.path, classes, multi_label, seeds, config["train_rows"])
     if predictions is None:
         raise InputError(
             "no predictions", file=folder.oof, remedy="run the command that made it again"
         )
-    curve = read_curve(folder.path)
+    curve = read_curve(folder.path, seeds)
     has_matrix = not multi_label and len(classes) <= MOST_CLASSES
     page = render_html(
         "run.html.j2",
         config=config,
         metrics=metrics,
+        seeds=seeds,
         held_out=read_json(folder.held_out, _HELD_OUT) if folder.held_out.is_file() else None,
         scores=fold_score_plot("scores", metrics),
         curves=curve_plot("curves", "Learning curves of the cells", curve) if curve else None,
