@@ -427,6 +427,15 @@ def test_two_competitions_of_one_name_are_refused(
     assert not lab.out.exists() or not lab.cells()
 
 
+@pytest.mark.usefixtures("_no_report")
+def test_a_folder_in_two_spellings_is_one_competition(lab: Lab, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(lab.data.parent)
+    printed = lab.ablate(
+        *("--data", lab.data.name, str(lab.data)), "--arms", "ema", "--seeds", "0", "--dry-run"
+    )
+    assert printed.count(f"{lab.data.name}: 48 rows") == 1
+
+
 # -- who computed what --------------------------------------------------------------------------
 
 

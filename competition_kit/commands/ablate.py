@@ -115,7 +115,10 @@ def run(options: argparse.Namespace) -> int:
     for approach in (baseline, *(arm.approach for arm in asked)):
         approach.check(options.epochs)
     seeds = checked_seeds(options.seeds)
-    setups = [set_up(options, data) for data in dict.fromkeys(options.data)]
+    asked_data: dict[Path, Path] = {}
+    for data in options.data:
+        asked_data.setdefault(data.resolve(), data)  # one folder may be given in two spellings
+    setups = [set_up(options, data) for data in asked_data.values()]
     _check_names([setup.competition for setup in setups])
 
     from competition_kit.commands.ablation_output import print_plan
