@@ -32,7 +32,7 @@ from competition_kit.strategies import STRATEGIES
 from competition_kit.strategies.fgm import FGM
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--epochs", "1", "--folds", "3", "--workers", "1", "--lr", "1e-3", "--device", "cpu"]
+QUICK = ["--epochs", "1", "--workers", "1", "--lr", "1e-3", "--device", "cpu"]
 pytestmark = pytest.mark.usefixtures("one_core")
 
 
@@ -83,8 +83,12 @@ class Run:
         return frame[[f"p_{name}" for name in self.config["classes"]]].to_numpy(dtype=float)
 
 
-def cross_validate(competition: Path, model: Path, out: Path, *more: str) -> Run:
+def cross_validate(
+    competition: Path, model: Path, out: Path, *more: str, folds: int | None = 3
+) -> Run:
     arguments = ["--data", str(competition), "--model", str(model), "--out", str(out)]
+    if folds is not None:
+        arguments += ["--folds", str(folds)]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert main([*arguments, *QUICK, *more]) == 0
@@ -520,7 +524,7 @@ def test_predefined_folds_keep_their_names_and_members(
         'text = "text"\n[cv]\nscheme = "predefined"\nfold = "part"\n', encoding="utf-8"
     )
 
-    run = cross_validate(folder, model_folder("bert"), tmp_path / "runs")
+    run = cross_validate(folder, model_folder("bert"), tmp_path / "runs", folds=None)
 
     assert run.oof["fold"].tolist() == train["part"].tolist()
     assert read(run.folder / "folds.csv")["fold"].tolist() == train["part"].tolist()
@@ -531,7 +535,7 @@ def test_predefined_folds_keep_their_names_and_members(
         assert scores.pop(name) == pytest.approx(f1_score(rows["label"], guess, average="macro"))
     assert not scores
     # the same command reads the folds back from its own file
-    again = cross_validate(folder, model_folder("bert"), tmp_path / "runs")
+    again = cross_validate(folder, model_folder("bert"), tmp_path / "runs", folds=None)
     assert "(0 computed now)" in again.printed
 
 
@@ -688,6 +692,7 @@ def test_training_needs_no_package_besides_the_few_that_were_promised(
 ) -> None:
     """Without Jinja2, matplotlib and iterative-stratification there is all but the report."""
     arguments = ["--data", str(competition_folder()), "--model", str(model_folder("bert"))]
+    arguments += ["--folds", "3"]
 
     done = subprocess.run(
         [sys.executable, "-c", BARE, *arguments, "--out", str(tmp_path / "runs"), *QUICK],

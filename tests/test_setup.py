@@ -1,7 +1,8 @@
-"""From flags to plans: the arithmetic that "auto" stands for is said."""
+"""From flags to plans: what "auto" stands for is said, and what has no effect is refused."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 import competition_kit.harness.train_cell as train_cell_module
 from competition_kit.cli import main
-from competition_kit.commands.setup import _precision
+from competition_kit.commands.setup import _competition, _precision
 from competition_kit.harness.cells import CellJob, CellResult
 
 
@@ -60,3 +61,27 @@ def test_the_headline_names_an_arithmetic_that_is_not_the_usual_one(
 
     (headline,) = [x for x in capsys.readouterr().err.splitlines() if " cells on " in x]
     assert headline.endswith(ending)
+
+
+@pytest.mark.parametrize("command", [["cv"], ["ablate", "--arms", "fgm"]])
+@pytest.mark.parametrize("place", ["flag", "settings"])
+def test_a_number_of_folds_beside_predefined_ones_is_refused(
+    competition_folder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    place: str,
+) -> None:
+    data = competition_folder(groups=True)
+    (data / "competition.toml").write_text('[cv]\nfold = "doc"\n', encoding="utf-8")
+    settings = tmp_path / "settings.toml"
+    settings.write_text("folds = 4\n", encoding="utf-8")
+    given = ["--folds", "4"] if place == "flag" else ["--settings", str(settings)]
+
+    assert main([*command, "--data", str(data), "--out", str(tmp_path / "runs"), *given]) == 2
+
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert line.startswith(f"error: {data}: --folds 4, but its folds are predefined; leave out")
+    assert not (tmp_path / "runs").exists()
+    flags = argparse.Namespace(metric=None, scheme="kfold", folds=4)
+    assert _competition(flags, data).rules.cv.folds == 4, "these are split anew"

@@ -216,6 +216,12 @@ def _competition(options: argparse.Namespace, data: Path) -> Competition:
     competition = load_competition(
         data, metric=options.metric, scheme=options.scheme, folds=options.folds
     )
+    if options.folds is not None and competition.rules.cv.scheme == "predefined":
+        raise InputError(
+            f"--folds {options.folds}, but its folds are predefined",
+            file=data,
+            remedy="leave out --folds, or give another --scheme, such as kfold",
+        )
     for line in competition.inferred:
         log.info("inferred: %s", line)
     return competition
