@@ -131,6 +131,30 @@ def test_another_folds_models_do_not_reach_a_folds_labels(make_run: Callable[...
     assert not changed[0].equals(changed[1])
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_run_that_is_named_from_where_it_lies_is_found(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, inside: bool
+):
+    run = make_run()
+    monkeypatch.chdir(run if inside else run.parent)
+    pseudo(Path() if inside else Path(run.name), "--threshold", "0.34")
+    assert (found(run) / "submission.csv").is_file()
+    assert [path.name for path in run.parent.parent.iterdir()] == [run.parent.name]
+
+
+def test_a_run_is_found_where_it_is_and_not_where_its_names_would_put_it(
+    make_run: Callable[..., Path],
+):
+    run = make_run()
+    data = Path(config(run)["competition_folder"])
+    data, run = data.rename(data.with_name("moved")), run.rename(run.with_name("best"))
+    before = sorted(path.name for path in (run.parent / "tokens").iterdir())
+    pseudo(run, "--threshold", "0.34", "--data", str(data))
+    assert found(run).name.startswith("best-pseudo-")
+    assert [path.name for path in run.parent.parent.iterdir()] == [run.parent.name]
+    assert sorted(path.name for path in (run.parent / "tokens").iterdir()) == before
+
+
 def test_several_labels_must_all_be_sure(make_run: Callable[..., Path]):
     run = make_run(task="multi_label")
     probabilities = fold_probabilities(run, 2)

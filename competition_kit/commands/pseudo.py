@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from competition_kit.files import write_csv
     from competition_kit.harness.finished import run_cells
     from competition_kit.harness.pseudo_labels import make_pseudo_labels, with_pseudo_labels
+    from competition_kit.harness.run_folder import RunFolder
 
     config = _settings(folder)
     setup = set_up_again(folder, config, data=options.data, device=options.device)
@@ -78,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
             file=options.folder,
             remedy="run its command (config.json has it) again, then this one",
         )
+    # the run's cells are read here, and the new run stands beside it, whatever it is called now
+    plan = replace(plan, folder=RunFolder(folder.path.resolve()))
     labels = make_pseudo_labels(plan, options.threshold)
     _say_labels(plan, labels, options.threshold)
     again = with_pseudo_labels(plan, labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,8 +191,10 @@ def set_up_again(
     competition = load_competition(
         where, metric=rules["metric"], scheme=rules["cv"]["scheme"], folds=rules["cv"]["folds"]
     )
+    home = folder.path.resolve().parent
     return Setup(
-        competition=competition,
+        # tokens and adapted encoders stand beside the run, whatever the data's folder is called now
+        competition=replace(competition, name=home.name),
         metric=find_metric(competition.rules.metric, competition.multi_label),
         source=find_model(arm["model"]),
         recipe=Recipe(**arm["training"]),
@@ -200,7 +202,7 @@ def set_up_again(
         dropout=arm["dropout"],
         max_length=arm["max_length"],
         device=_device(device),
-        out=folder.path.parent.parent,
+        out=home.parent,
     )
 
 
