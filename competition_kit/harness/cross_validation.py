@@ -102,7 +102,7 @@ def cross_validate(
         floor: returns the floor's out-of-fold probabilities [N, C] (`floor_probabilities`); asked
             when all cells are there.
         save_models: keep each cell's weights (cells without them are computed again).
-        fresh: forget earlier cells of this plan.
+        fresh: compute earlier cells of this plan again, one by one.
         on_step: a cell's optimizer steps so far; `on_cell`: its score, and whether it was computed
             now (True) or read (False).
 

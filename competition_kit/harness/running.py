@@ -59,7 +59,7 @@ def run_tasks(
     Args:
         tasks: in the order in which they are to be computed; those on disk are yielded first.
         save_models: keep each cell's weights (cells without them are computed again).
-        fresh: forget earlier cells.
+        fresh: compute earlier cells again; each stays until the one in its place is started.
         on_step: called with a task and its optimizer steps so far.
         admit: asked before a task is started; one that is not admitted is left out.
 
@@ -76,7 +76,6 @@ def run_tasks(
             other_kernels += placement.deterministic and not found.deterministic
             yield task, found, False
         else:
-            discard_cell(task.plan.folder.cell(task.cell))
             missing.append(task)
     if other_kernels:
         log.warning(
@@ -88,11 +87,19 @@ def run_tasks(
         for plan in {id(task.plan): task.plan for task in tasks}.values():
             _keep_encoder_files(plan)
     commit = git_commit() if missing else None
+
+    def start(number: int) -> bool:
+        task = missing[number]
+        if admitted := admit(task):
+            # not before: an earlier cell is valid until its own turn comes, if it ever does
+            discard_cell(task.plan.folder.cell(task.cell))
+        return admitted
+
     outcomes = compute(
         [_job(task, placement, save_models) for task in missing],
         placement,
         on_step=lambda number, step: on_step(missing[number], step),
-        admit=lambda number: admit(missing[number]),
+        admit=start,
     )
     for number, outcome in outcomes:
         task = missing[number]

@@ -228,6 +228,32 @@ def test_fresh_computes_every_cell_again_with_the_same_numbers(
     assert (toy.run() / "oof.csv").read_bytes() == oof
 
 
+@pytest.mark.parametrize("flag", ["--fresh", "--save-models"])
+def test_an_interrupted_recomputation_costs_no_cell_whose_turn_had_not_come(
+    toy: Toy,
+    trained: list[str],
+    shared_first_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+) -> None:
+    shutil.copytree(shared_first_run, toy.out)
+    before, oof = stamps(toy.run()), (toy.run() / "oof.csv").read_bytes()
+
+    def interrupted(job: CellJob, on_step: Callable[[int], None]) -> CellResult:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_cell_module, "train_cell", interrupted)
+        assert toy.cv(flag) == 130
+
+    kept = {file: time for file, time in before.items() if "seed0-fold1" in file}
+    assert kept and stamps(toy.run()) == kept
+    assert toy.cv() == 0
+    assert trained == ["seed0-fold0"]
+    assert kept.items() <= stamps(toy.run()).items()
+    assert (toy.run() / "oof.csv").read_bytes() == oof
+
+
 def _without(marker: Path) -> None:
     marker.unlink()
 
