@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from competition_kit.commands import ablate as command
 from competition_kit.commands.ablation_output import WIDTH, print_deltas
 from competition_kit.commands.ablation_plan import asked_arms
 from competition_kit.harness import ablation as harness
+from competition_kit.harness.stored_run import open_stored_run
 
 QUICK = ["--epochs", "1", "--folds", "3", "--workers", "1", "--lr", "1e-3", "--device", "cpu"]
 
@@ -319,6 +321,38 @@ def test_several_competitions_run_together(
 def test_compare_says_of_two_runs_what_the_ablation_said(lab: Lab):
     lab.ablate("--arms", "fgm", "--seeds", "0", "1")
     same_in_words(lab)
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_an_arm_is_exported_after_the_command_that_export_answers_with(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("competition_kit.commands.cv._write_report", lambda plan: None)
+    monkeypatch.setattr("sys.argv", ["run_cv.py", "ablate", "--arms", "fgm"])
+    quoted = lab.data.parent / "it's here"
+    quoted.mkdir()
+    lab.data = lab.data.rename(quoted / "toy")
+    lab.ablate(
+        *("--arms", "fgm(epsilon=0.5), ema", "--seeds", "4", "2", "--pooling", "cls"),
+        *("--max-length", "9", "--batch-size", "7", "--max-grad-norm", "0", "--scheme", "kfold"),
+        *("--folds", "2", "--metric", "macro_f1", "--no-fast-paths", "--deterministic"),
+    )
+    run = lab.run_folder("fgm(epsilon=0.5), ema")
+    before = json.loads((run / "metrics.json").read_text("utf-8"))
+    export = ["export", str(run), "--to", str(lab.out / "bundle"), "--data", str(lab.data)]
+    lab.run(*export, code=2)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "4 of 4 models were not kept; train them again: python run_cv.py cv " in message
+    again = shlex.split(message.partition("again: ")[2])[2:]
+
+    folders = sorted(path.parent for path in lab.out.glob("*/*/config.json"))
+    lab.run(*again)
+    assert sorted(path.parent for path in lab.out.glob("*/*/config.json")) == folders
+    after = json.loads((run / "metrics.json").read_text("utf-8"))
+    assert [cell["score"] for cell in after["cells"]] == [c["score"] for c in before["cells"]]
+    placement = json.loads((run / "config.json").read_text("utf-8"))["placement"]
+    assert placement["deterministic"] and not placement["fast_paths"]
+    assert len(open_stored_run(run).models) == 4
 
 
 @pytest.mark.usefixtures("_no_report")

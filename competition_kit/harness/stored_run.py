@@ -101,11 +101,10 @@ def _stored_run(
     check_arm(folder, config)
     without = [cell for cell in cells if not is_there(folder.weights(cell))]
     if without:
-        flag = "" if "--save-models" in shlex.split(command) else " --save-models"
         raise InputError(
             f"{len(without)} of {len(cells)} models were not kept",
             file=folder.path,
-            remedy=f"train them again: {command}{flag}",
+            remedy=f"train them again: {_keeping_models(folder, config, cells, command)}",
         )
     if not is_there(folder.encoder / "config.json"):
         raise InputError(
@@ -125,6 +124,41 @@ def _stored_run(
         models=tuple(_fold_model(folder, cell, config["arm_hash"]) for cell in cells),
         competition_folder=Path(config["competition_folder"]),
     )
+
+
+def _keeping_models(
+    folder: RunFolder, config: dict[str, Any], cells: list[Cell], command: str
+) -> str:
+    """Return the command that trains a run's cells again, in the same folder, and keeps models."""
+    words = shlex.split(command)
+    if words[2:3] == ["ablate"]:  # keeps no models, and trains other arms, too
+        words = _cv_command(folder, config, cells)
+    return shlex.join([*words, *(["--save-models"] if "--save-models" not in words else [])])
+
+
+def _cv_command(folder: RunFolder, config: dict[str, Any], cells: list[Cell]) -> list[str]:
+    """Return the `cv` command of a run: every setting that decides its arm, and where it stands."""
+    arm, rules, placement = config["arm"], config["rules"], config["placement"]
+    settings = {
+        "data": config["competition_folder"],
+        "out": folder.path.resolve().parent.parent,
+        "model": arm["model"],
+        "adv": arm["strategy"],
+        "tricks": arm["tricks"],
+        "metric": rules["metric"],
+        "scheme": rules["cv"]["scheme"],
+        "folds": rules["cv"]["folds"],
+        "pooling": arm["pooling"],
+        "dropout": arm["dropout"],
+        "max-length": arm["max_length"],
+        **{name.replace("_", "-"): value for name, value in arm["training"].items()},
+    }
+    words = ["python", "run_cv.py", "cv"]
+    words += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    words += ["--seeds", *(str(seed) for seed in dict.fromkeys(cell.seed for cell in cells))]
+    words += ["--deterministic"] if placement.get("deterministic") else []
+    words += ["--no-fast-paths"] if not placement.get("fast_paths", True) else []
+    return words
 
 
 def _fold_model(folder: RunFolder, cell: Cell, arm_hash: str) -> FoldModel:
