@@ -274,6 +274,24 @@ def test_seeds_that_a_later_run_took_from_oof_are_read_from_their_cells(tmp_path
     assert read_predictions(tmp_path, CLASSES, False, (0,)) is None, "half a seed is none"
 
 
+@pytest.mark.parametrize("damage", ["empty", "half", "another file", "rows that there are not"])
+def test_a_damaged_cell_is_named(damage: str, tmp_path: Path) -> None:
+    write_run(tmp_path, (1000,), np.full((1, 4, 3), 1 / 3))
+    path = tmp_path / "cells" / "seed0-fold0" / "predictions.npz"
+    path.parent.mkdir(parents=True)
+    rows = [0, 1, 2, 4 if damage == "rows that there are not" else 3]
+    np.savez(path, valid_rows=rows, valid_logits=np.zeros((4, 3)))
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"empty": b"", "half": whole[: len(whole) // 2], "another file": b"id,text\n"}.get(
+            damage, whole
+        )
+    )
+    with pytest.raises(InputError) as caught:
+        read_predictions(tmp_path, CLASSES, False, (0,))
+    assert str(caught.value).startswith(f"{path}: the cell's predictions cannot be read (")
+
+
 def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
     assert read_predictions(tmp_path, CLASSES, False, (0,)) is None
     write_run(tmp_path, (0,), np.full((1, 4, 3), 1 / 3))
