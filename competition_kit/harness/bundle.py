@@ -25,6 +25,7 @@ from competition_kit.data.tables import find_table, read_table
 from competition_kit.errors import InputError, KitError
 from competition_kit.files import read_json, write_csv, write_json
 from competition_kit.harness.stored_run import FoldModel, StoredRun
+from competition_kit.results.members import read_test_predictions
 from competition_kit.results.metrics import THRESHOLD, decide
 from competition_kit.results.submission import make_submission, positive_class
 from competition_kit.results.submission_check import wanted_columns
@@ -273,7 +274,8 @@ def _self_test(run: StoredRun, competition: Competition, bundle: Path, fp16: boo
         if not run.models[0].on_gpu:
             arguments += ["--device", "cpu"]
         _run_guarded(run, _originals(run, competition), bundle, arguments, place)
-        found = _read_probabilities(place / "probabilities.csv", part.test.ids)
+        written = read_table(place / "probabilities.csv").set_index("id")
+        found = written.loc[list(part.test.ids)].to_numpy(dtype=float)
         write_csv(place / "expected.csv", make_submission(part, found))
         if not read_table(place / "submission.csv").equals(read_table(place / "expected.csv")):
             raise KitError("self-test: the bundle writes another submission than the kit")
@@ -337,20 +339,11 @@ def _run_guarded(
 def _known(run: StoredRun, competition: Competition, rows: Rows) -> np.ndarray:
     """Return the run's own predictions of rows [n, C]."""
     if len(competition.test):
-        return _read_probabilities(run.folder.test_predictions, rows.ids)
+        of_all = read_test_predictions(run.folder.test_predictions, competition)
+        return of_all[: len(rows)]  # the self-test takes the first ones
     from competition_kit.harness.prediction import predict_rows
 
     return predict_rows(run, rows)
-
-
-def _read_probabilities(path: Path, ids: tuple[str, ...]) -> np.ndarray:
-    table = read_table(path).set_index("id")
-    missing = sorted(set(ids) - set(table.index))
-    if missing:
-        raise InputError(
-            f"no row for id {missing[0]!r}", file=path, remedy="run the run's command again"
-        )
-    return table.loc[list(ids)].to_numpy(dtype=float)
 
 
 def _differ(one: np.ndarray, other: np.ndarray, multi_label: bool) -> np.ndarray:

@@ -30,7 +30,15 @@ from competition_kit.results.oof import (
     split_labels,
 )
 
-__all__ = ["ENSEMBLE", "Candidates", "Member", "find_candidates", "read_member", "shared_folds"]
+__all__ = [
+    "ENSEMBLE",
+    "Candidates",
+    "Member",
+    "find_candidates",
+    "read_member",
+    "read_test_predictions",
+    "shared_folds",
+]
 
 ENSEMBLE = "ensemble"  # what config.json says under "kind" of a folder made by blending
 UNFINISHED = "not finished"
@@ -146,13 +154,7 @@ def read_member(name: str, path: Path, competition: Competition) -> Member:
                 file=folder.test_predictions,
                 remedy="a member needs predictions for the test rows: id, p_<class>...",
             )
-        frame = _table(folder.test_predictions, competition)
-        (order,) = layers_of(
-            frame.drop(columns="seed", errors="ignore"),
-            competition.test.ids,
-            folder.test_predictions,
-        )
-        test = probabilities_of(frame, *kind, folder.test_predictions)[order]
+        test = read_test_predictions(folder.test_predictions, competition)
     return Member(
         name=name,
         folder=path,
@@ -165,6 +167,17 @@ def read_member(name: str, path: Path, competition: Competition) -> Member:
         config=config,
         oof_hash=hash_file(folder.oof),
     )
+
+
+def read_test_predictions(path: Path, competition: Competition) -> np.ndarray:
+    """Return the probabilities [M, C] of a test_predictions.csv, in the order of test.csv.
+
+    Raises:
+        InputError: naming file, row and value, if ids, classes or numbers do not fit.
+    """
+    frame = _table(path, competition)
+    (order,) = layers_of(frame.drop(columns="seed", errors="ignore"), competition.test.ids, path)
+    return probabilities_of(frame, competition.classes, competition.multi_label, path)[order]
 
 
 def _table(path: Path, competition: Competition) -> pd.DataFrame:

@@ -428,6 +428,33 @@ def test_another_submission_than_the_kits_fails_loudly(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (r"(?m)^(b-002,)[^,]*", r"\1high", ", row 4, column 'p_no': 'high' is no probability"),
+        (r"\Aid,", "row,", ", row 1: no column 'id'"),
+        (r"p_yes", "p_maybe", ", row 1: no column 'p_yes'"),
+        (r"(?m)^b-003,", "b-002,", ", row 5: id 'b-002' is there twice"),
+        (r"(?m)^b-003,.*\n", "", ": 1 id is missing: 'b-003'"),
+    ],
+)
+def test_edited_predictions_of_the_run_are_one_clear_error(
+    before: str, after: str, said: str, load: Load, tmp_path: Path
+) -> None:
+    run, competition = load("label")
+    run = open_stored_run(copy_of(run.folder.path, tmp_path / "run"))
+    path = run.folder.test_predictions
+    path.write_text(re.sub(before, after, path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        export_bundle(run, competition, tmp_path / "bundle")
+    assert str(caught.value).startswith(f"{path}{said}")
+    path.unlink()
+    with pytest.raises(InputError, match=r"test_predictions\.csv: no such file"):
+        export_bundle(run, competition, tmp_path / "bundle")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
 def test_weights_too_large_for_half_precision_are_refused(load: Load, tmp_path: Path) -> None:
     run, competition = load("label")
     run = open_stored_run(copy_of(run.folder.path, tmp_path / "run"))
