@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import re
@@ -162,6 +163,24 @@ def test_again_computes_nothing_and_says_the_same_and_later_arms_are_exploratory
     assert lab.arm("neftune")["role"] == "exploratory"
     assert "neftune (exploratory)" in printed
     assert lab.arm("fgm")["p_holm"] == before["arms"][2]["p_holm"], "its family has not grown"
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_an_edited_file_of_an_earlier_look_is_named(lab: Lab, capsys: pytest.CaptureFixture[str]):
+    lab.ablate("--arms", "ema", "--seeds", "0")
+    path, content = lab.folder / "ablation.json", lab.content
+    for edit, said in (
+        (lambda design: design.pop("looks"), "has no key 'design.looks'"),
+        (lambda design: design["looks"].clear(), "its key 'design.looks' cannot be []"),
+        (lambda design: design["looks"][0].pop("arms"), "has no key 'design.looks.0.arms'"),
+    ):
+        edited = copy.deepcopy(content)
+        edit(edited["design"])
+        path.write_text(json.dumps(edited), encoding="utf-8")
+        capsys.readouterr()
+        lab.ablate("--arms", "ema", "--seeds", "0", code=2)
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith(f"error: {path}: {said}; remove the file")
 
 
 @pytest.mark.usefixtures("_no_report")

@@ -257,9 +257,14 @@ def _labels(study: Study) -> Labels:
 
 
 def _earlier(folder: Path) -> dict[str, Any]:
-    """Return what an earlier look at results wrote; {} before there was one."""
+    """Return what an earlier look at results wrote; {} before there was one.
+
+    Raises:
+        InputError: if it does not say what was looked at (someone edited it).
+    """
     path = folder / "ablation.json"
-    return read_json(path) if is_there(path) else {}
+    looks = {"design.looks.*.arms": list, "design.looks.*.seeds": list, "machine?": dict}
+    return read_json(path, looks) if is_there(path) else {}
 
 
 def _looks(earlier: dict[str, Any], study: Study) -> list[dict[str, Any]]:
