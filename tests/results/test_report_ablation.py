@@ -636,6 +636,23 @@ def test_a_file_without_names_is_refused(
         edit(remove)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arms": ["fgm"]},
+        {"arms": 1},
+        {"arms": [{"arm": "fgm", "delta": "much"}, {"arm": "none", "role": "baseline"}]},
+        {"arms": [{"arm": "fgm", "cost": "much"}]},
+        {"interactions": ["fgm and pgd"]},
+        {"machine": "mine"},
+    ],
+    ids=str,
+)
+def test_a_value_of_another_kind_is_refused(change: dict[str, Any], edit: Any) -> None:
+    with pytest.raises(InputError, match=r"ablation\.json: holds a value of another kind than"):
+        edit(lambda content: content.update(change))
+
+
 def test_a_folder_without_ablation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no ablation\.json"):
         write_ablation_report(tmp_path)

@@ -82,12 +82,30 @@ def read_ablation(folder: Path) -> dict[str, Any]:
     with their budgets stands apart, in `equal_compute`.
 
     Raises:
-        InputError: without that file, or if an arm or the competition has no name.
+        InputError: without that file, if an arm or the competition has no name, or if a value
+            stands where an object belongs (someone edited it).
     """
     path = folder / "ablation.json"
     if not path.is_file():
         raise InputError("no ablation.json", file=folder, remedy="python run_cv.py ablate makes it")
-    content = {**_ABLATION, **read_json(path)}
+    content = read_json(path)
+    try:
+        return _completed(content)
+    except KeyError as error:
+        raise InputError(
+            f"has no {error}", file=path, remedy="run the command that made it again"
+        ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"holds a value of another kind than the command that made it writes ({error})",
+            file=path,
+            remedy="run that command again",
+        ) from error
+
+
+def _completed(content: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what is left out, and check that everything has its name."""
+    content = {**_ABLATION, **content}
     content["machine"] = {**_MACHINE, **(content.get("machine") or {})}
     content["design"] = {**_DESIGN, **(content.get("design") or {})}
     content["competition"] = {**_COMPETITION, **(content.get("competition") or {})}
@@ -100,20 +118,15 @@ def read_ablation(folder: Path) -> dict[str, Any]:
         # on a CPU other work on the machine changes processor time less than the clock's
         on_cpu = content["machine"]["device"] == "cpu" and cost["cpu_seconds"] is not None
         arm["cost"] = {**cost, "time": cost["cpu_seconds" if on_cpu else "seconds"]}
-    try:
-        for required, names in (
-            (content, ("name",)),
-            (content["competition"], ("name", "metric", "classes")),
-            *((arm, ("arm",)) for arm in content["arms"]),
-            *((arm, ("arm", "against")) for arm in content["equal_compute"]),
-            *((pair, ("pair",)) for pair in content["interactions"]),
-        ):
-            for name in names:
-                required[name]
-    except KeyError as error:
-        raise InputError(
-            f"has no {error}", file=path, remedy="run the command that made it again"
-        ) from error
+    for required, names in (
+        (content, ("name",)),
+        (content["competition"], ("name", "metric", "classes")),
+        *((arm, ("arm",)) for arm in content["arms"]),
+        *((arm, ("arm", "against")) for arm in content["equal_compute"]),
+        *((pair, ("pair",)) for pair in content["interactions"]),
+    ):
+        for name in names:
+            required[name]
     content["arms"].sort(key=_reading_order)
     return content
 
