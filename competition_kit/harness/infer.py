@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -29,6 +32,12 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 __all__ = ["main"]
 
 HERE = Path(__file__).resolve().parent
+KEYS = (  # of bundle.json
+    *("title", "id", "text", "encoding", "classes", "multi_label", "pooling", "max_length"),
+    *("models", "precision", "columns", "submission", "positive", "threshold", "separator"),
+    "empty_label",
+)
+WHOLE = "copy the whole folder again, or export the run again"
 
 
 class Refused(Exception):
@@ -70,9 +79,9 @@ class Classifier(nn.Module):
 
 def main(arguments: list[str] | None = None, bundle: Path = HERE) -> int:
     """Read a test file, predict, write a submission; return the exit code: 2 for bad input."""
-    info = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    options = _parser(info).parse_args(arguments)
     try:
+        info = _read_info(bundle)
+        options = _parser(info).parse_args(arguments)
         _predict_file(bundle, info, options)
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
@@ -80,26 +89,54 @@ def main(arguments: list[str] | None = None, bundle: Path = HERE) -> int:
     return 0
 
 
+def _read_info(bundle: Path) -> dict[str, Any]:
+    """Return what bundle.json says, with every file of the bundle in its place."""
+    path = bundle / "bundle.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in KEYS if key not in info]
+    except (OSError, ValueError, TypeError) as error:
+        raise Refused(f"{path}: does not read ({error}); {WHOLE}") from error
+    if missing:
+        raise Refused(f"{path}: has no key {missing[0]!r}; {WHOLE}")
+    for name in ("encoder/config.json", *info["models"]):
+        if not (bundle / name).is_file():
+            raise Refused(f"{bundle / name}: no such file; {WHOLE}")
+    return info
+
+
 def _predict_file(bundle: Path, info: dict[str, Any], options: argparse.Namespace) -> None:
     try:
         torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise Refused(
-            f"--device {options.device} cannot be used ({reason}); use --device cpu"
+            f"--device {options.device} cannot be used ({_first_line(error)}); use --device cpu"
         ) from error
+    _check_outputs(options)
     table = read_csv(options.input, options.encoding)
     for name in (info["id"], *info["text"]):
         if name not in table:
             raise Refused(f"{options.input}: no column {name!r}; it has {', '.join(table)}")
     ids, texts = table[info["id"]], [table[name] for name in info["text"]]
     columns, order = info["columns"], list(range(len(ids)))
+    repeated = [row_id for row_id, count in Counter(ids).items() if count > 1]
     if options.sample is not None:
         sample = read_csv(options.sample, options.encoding)
         if set(sample) != set(columns) or sorted(sample[info["id"]]) != sorted(ids):
             raise Refused(f"{options.sample}: its ids or columns are not those of this bundle")
+        if repeated:
+            raise Refused(
+                f"{options.input}: id {repeated[0]!r} is there twice, so that nobody knows which "
+                "row the sample means; leave out --sample"
+            )
         columns, place = list(sample), {row_id: row for row, row_id in enumerate(ids)}
         order = [place[row_id] for row_id in sample[info["id"]]]
+    if repeated:
+        print(
+            f"warning: {len(repeated)} ids are there more than once ({repeated[0]!r}); each row "
+            "is predicted",
+            file=sys.stderr,
+        )
     empty = sum(not text.strip() for column in texts for text in column)
     if empty:
         print(f"warning: {empty} texts are empty and are predicted as such", file=sys.stderr)
@@ -116,6 +153,29 @@ def _predict_file(bundle: Path, info: dict[str, Any], options: argparse.Namespac
     values = {info["id"]: ids, **submission(info, probabilities)}
     write_csv(options.output, {name: [values[name][row] for row in order] for name in columns})
     print(f"{options.output}: {len(order)} rows, mean of {len(info['models'])} models")
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse what could not be written once everything is predicted, or what would be lost by it."""
+    taken = {path.resolve() for path in (options.input, options.sample) if path is not None}
+    for path in (options.output, options.probabilities):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise Refused(f"{path}: is a folder; name a file in it")
+        if path.resolve() in taken:
+            raise Refused(f"{path}: is named twice and would be overwritten; name another file")
+        taken.add(path.resolve())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_written(path, error) from error
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise _not_written(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _not_written(path: Path, error: OSError) -> Refused:
+    return Refused(f"{path}: cannot be written ({error.strerror}); name a file elsewhere")
 
 
 def _parser(info: dict[str, Any]) -> argparse.ArgumentParser:
@@ -153,21 +213,29 @@ def read_csv(path: Path, encoding: str) -> dict[str, list[str]]:
         raise Refused(
             f"{path}: does not read ({error}); name its encoding: --encoding gb18030"
         ) from error
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read ({error.strerror})") from error
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             raise Refused(f"{path}, row {number}: {len(row)} values for {len(rows[0])} columns")
     if len(rows) < 2:
         raise Refused(f"{path}: no rows below the header")
-    columns = map(list, zip(*rows[1:], strict=True))
-    return dict(zip((name.strip() for name in rows[0]), columns, strict=True))
+    names = [name.strip() for name in rows[0]]
+    for name, count in Counter(names).items():
+        if count > 1:  # either of them could be the one that is meant
+            raise Refused(f"{path}: the header repeats {name!r}; rename one of them")
+    return dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=True))
 
 
 def write_csv(path: Path, columns: dict[str, Any]) -> None:
     """Write UTF-8, lines ending with a line feed, floats with all their digits."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*map(_plain, columns.values()), strict=True))
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(zip(*map(_plain, columns.values()), strict=True))
+    except OSError as error:
+        raise _not_written(path, error) from error
 
 
 def _plain(values: Any) -> list[Any]:
@@ -178,16 +246,27 @@ def predict(
     bundle: Path, info: dict[str, Any], texts: list[list[str]], device: str, batch_size: int
 ) -> np.ndarray:
     """Return probabilities [N, C]: the mean over the fold models."""
-    tokenizer = AutoTokenizer.from_pretrained(bundle / "encoder", local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(bundle / "encoder", local_files_only=True)
+        config = AutoConfig.from_pretrained(bundle / "encoder", local_files_only=True)
+    except Exception as error:  # readers of damaged files raise nearly anything
+        raise Refused(
+            f"{bundle / 'encoder'}: does not read ({_first_line(error)}); {WHOLE}"
+        ) from error
     tokens = tokenizer(*texts, truncation=True, max_length=info["max_length"], verbose=False)
-    config = AutoConfig.from_pretrained(bundle / "encoder", local_files_only=True)
     classes = len(info["classes"])
     model = Classifier(AutoModel.from_config(config).float(), classes, info["pooling"]).to(device)
     model.eval()
     total = np.zeros((len(texts[0]), classes))
     for number, name in enumerate(info["models"], 1):
         print(f"model {number}/{len(info['models'])}", file=sys.stderr)
-        model.load_state_dict(load_file(bundle / name))  # fp16 becomes fp32 here
+        try:
+            model.load_state_dict(load_file(bundle / name))  # fp16 becomes fp32 here
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise Refused(
+                f"{bundle / name}: does not read as a model of this bundle ({_first_line(error)}); "
+                f"{WHOLE}"
+            ) from error
         logits = np.zeros(total.shape, dtype=np.float32)
         with torch.inference_mode():
             for rows, batch in _batches(tokens, tokenizer.pad_token_id or 0, batch_size):
@@ -196,6 +275,10 @@ def predict(
                 logits[rows] = output.float().cpu().numpy()
         total += to_probabilities(logits, info["multi_label"]) / len(info["models"])
     return total
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _batches(

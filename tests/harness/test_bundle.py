@@ -336,6 +336,92 @@ def test_infer_takes_what_a_kernel_may_hold(
 
 
 @pytest.mark.usefixtures("quick")
+def test_infer_never_takes_one_column_or_row_for_another(
+    load: Load, tmp_path: Path, capsys: Capture
+) -> None:
+    run, competition = load("label")
+    export_bundle(run, competition, tmp_path / "bundle")
+    path, output = tmp_path / "hidden.csv", tmp_path / "out.csv"
+    arguments = ["--input", str(path), "--output", str(output), "--device", "cpu"]
+
+    path.write_text("id,text, text\n1,good,bad\n", encoding="utf-8")
+    assert infer.main(arguments, tmp_path / "bundle") == 2
+    assert f"{path}: the header repeats 'text'; rename one" in capsys.readouterr().err
+
+    path.write_text("id,text\n1,good\n1,awful chair\0\n2,bad\n", encoding="utf-8")
+    sample = tmp_path / "sample.csv"
+    sample.write_text("id,label\n1,yes\n2,yes\n1,yes\n", encoding="utf-8")
+    assert infer.main([*arguments, "--sample", str(sample)], tmp_path / "bundle") == 2
+    assert "id '1' is there twice, so that nobody knows" in capsys.readouterr().err
+    assert not output.exists()
+    assert infer.main(arguments, tmp_path / "bundle") == 0
+    assert "1 ids are there more than once ('1')" in capsys.readouterr().err
+    assert read_table(output)["id"].tolist() == ["1", "1", "2"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_infer_says_before_it_predicts_where_it_cannot_write(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    run, competition = load("label")
+    export_bundle(run, competition, tmp_path / "bundle")
+    table = Path(shutil.copy(competition.folder / "test.csv", tmp_path))
+    before, new = table.read_bytes(), tmp_path / "new" / "folder" / "out.csv"
+
+    def said(*outputs: Path) -> str:
+        arguments = ["--input", str(table), "--device", "cpu"]
+        for flag, path in zip(("--output", "--probabilities"), outputs, strict=False):
+            arguments += [flag, str(path)]
+        return capsys.readouterr().err if infer.main(arguments, tmp_path / "bundle") else ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(infer, "predict", None)
+        assert "is a folder; name a file" in said(tmp_path)
+        assert "would be overwritten; name another" in said(table)
+        assert "would be overwritten; name another" in said(new, new)
+        assert "cannot be written (" in said(table / "out.csv")
+        patch.setattr(os, "access", lambda path, mode: False)
+        assert "out.csv: cannot be written (Permission denied); name" in said(new)
+    assert table.read_bytes() == before
+    if os.path.exists("/dev/full"):
+        assert "cannot be written (No space left" in said(Path("/dev/full"))
+    assert said(new) == "" and len(read_table(new)) == 9
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("bundle.json", None, "does not read"),
+        ("bundle.json", b"{", "does not read"),
+        ("bundle.json", b"7", "does not read"),
+        ("bundle.json", b"{}", "has no key 'title'"),
+        ("models/seed0-fold1.safetensors", None, "no such file"),
+        ("models/seed0-fold1.safetensors", b"half a file", "does not read as a model"),
+        ("encoder/config.json", None, "no such file"),
+        ("encoder/config.json", b"{", "encoder: does not read"),
+        ("encoder/tokenizer.json", b"{", "encoder: does not read"),
+    ],
+)
+def test_infer_says_which_file_of_its_folder_is_damaged(
+    name: str, content: bytes | None, said: str, load: Load, tmp_path: Path, capsys: Capture
+) -> None:
+    run, competition = load("label")
+    export_bundle(run, competition, tmp_path / "bundle")
+    path = tmp_path / "bundle" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    arguments = ["--input", str(competition.folder / "test.csv"), "--device", "cpu"]
+    capsys.readouterr()
+    assert infer.main([*arguments, "--output", str(tmp_path / "s.csv")], tmp_path / "bundle") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {tmp_path / 'bundle'}") and f"{said}" in line
+    assert line.endswith("; copy the whole folder again, or export the run again")
+    assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.usefixtures("quick")
 def test_infer_says_what_to_do_when_the_gpu_has_too_little_memory(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
