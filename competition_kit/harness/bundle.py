@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from competition_kit import __version__
@@ -202,7 +203,7 @@ def _write_files(run: StoredRun, folder: Path, info: dict[str, Any], fp16: bool)
     for path in sorted(run.folder.encoder.iterdir()):
         if not path.name.startswith(".") and not path.is_dir() and is_there(path):
             shutil.copyfile(path, folder / "encoder" / path.name)
-    config = read_json(folder / "encoder" / "config.json")
+    config = read_json(run.folder.encoder / "config.json")
     for of_the_checkpoint in ("dtype", "torch_dtype", "_name_or_path"):  # not of the fold models
         config.pop(of_the_checkpoint, None)
     write_json(folder / "encoder" / "config.json", config)
@@ -212,7 +213,14 @@ def _write_files(run: StoredRun, folder: Path, info: dict[str, Any], fp16: bool)
 
 def _halved(model: FoldModel) -> dict[str, np.ndarray]:
     """Return weights in half precision."""
-    weights = load_file(model.weights)
+    try:
+        weights = load_file(model.weights)
+    except SafetensorError as error:
+        raise InputError(
+            f"the weights do not load ({error})",
+            file=model.weights,
+            remedy="copy the run folder again, or remove the cell and run the run's command again",
+        ) from error
     with np.errstate(over="ignore"):
         halved = {
             name: value.astype(np.float16) if value.dtype == np.float32 else value

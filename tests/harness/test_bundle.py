@@ -541,6 +541,25 @@ def test_edited_predictions_of_the_run_are_one_clear_error(
     assert sorted(tmp_path.iterdir()) == [tmp_path / "run"]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cells/seed0-fold1/model.safetensors", "the weights do not load"),
+        ("encoder/config.json", "is not valid JSON"),
+    ],
+)
+def test_a_damaged_file_is_named_where_the_run_has_it(
+    name: str, said: str, load: Load, tmp_path: Path
+) -> None:
+    run, competition = load("label")
+    run = open_stored_run(copy_of(run.folder.path, tmp_path / "run"))
+    path = run.folder.path / name
+    path.write_bytes(b"{")
+    with pytest.raises(InputError, match=f"^{path}: {said} "):
+        export_bundle(run, competition, tmp_path / "bundle", fp16=True)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
 def test_weights_too_large_for_half_precision_are_refused(load: Load, tmp_path: Path) -> None:
     run, competition = load("label")
     run = open_stored_run(copy_of(run.folder.path, tmp_path / "run"))
