@@ -375,6 +375,24 @@ def test_an_arm_is_exported_after_the_command_that_export_answers_with(
 
 
 @pytest.mark.usefixtures("_no_report")
+def test_the_command_that_export_answers_with_takes_predefined_folds_as_they_are(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("competition_kit.commands.cv._write_report", lambda plan: None)
+    monkeypatch.setattr("sys.argv", ["run_cv.py", "ablate", "--arms", "ema"])
+    table = pd.read_csv(lab.data / "train.csv")
+    table.assign(part=np.arange(len(table)) % 3).to_csv(lab.data / "train.csv", index=False)
+    (lab.data / "competition.toml").write_text('text = "text"\n[cv]\nfold = "part"\n')
+    where = ["--data", str(lab.data), "--model", str(lab.model), "--out", str(lab.out)]
+    quick = [word for word in QUICK if word not in ("--folds", "3")]
+    lab.run("ablate", *where, *quick, "--arms", "ema", "--seeds", "0")
+    lab.run("export", str(lab.run_folder("ema")), "--to", str(lab.out / "bundle"), code=2)
+    message = capsys.readouterr().err.splitlines()[-1]
+    lab.run(*shlex.split(message.partition("again: ")[2])[2:])
+    assert len(open_stored_run(lab.run_folder("ema")).models) == 3
+
+
+@pytest.mark.usefixtures("_no_report")
 @pytest.mark.parametrize("scheme", ["group", "kfold"])
 def test_compare_resamples_groups_as_the_ablation_does(
     lab: Lab, competition_folder: Callable[..., Path], scheme: str

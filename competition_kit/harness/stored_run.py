@@ -147,7 +147,8 @@ def _cv_command(folder: RunFolder, config: dict[str, Any], cells: list[Cell]) ->
         "tricks": arm["tricks"],
         "metric": rules["metric"],
         "scheme": rules["cv"]["scheme"],
-        "folds": rules["cv"]["folds"],
+        # of predefined folds the number is given, and `cv` refuses to be told it
+        **({} if rules["cv"]["scheme"] == "predefined" else {"folds": rules["cv"]["folds"]}),
         "pooling": arm["pooling"],
         "dropout": arm["dropout"],
         "max-length": arm["max_length"],
