@@ -21,7 +21,7 @@ from competition_kit.harness.cross_validation import cell_score, gather, prepare
 from competition_kit.harness.engines.local import Placement
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.running import Task, run_tasks
-from competition_kit.harness.upkeep import keep_up
+from competition_kit.harness.upkeep import keep_settings
 from competition_kit.results.metrics import Metric
 
 if TYPE_CHECKING:
@@ -214,8 +214,10 @@ def run_ablation(
             whole = len(results[arm]) == len(arm.plan.cells)
             if not (arm.writes_run and whole):
                 continue
-            if arm in prepared or keep_up(arm.plan, placement, command, study.metric.name):
-                write_results(arm.plan, gather(arm.plan, study.metric, results[arm], study.floor))
+            if arm not in prepared:
+                keep_settings(arm.plan, placement, command)
+            outcome = gather(arm.plan, study.metric, results[arm], study.floor)
+            write_results(arm.plan, outcome, anew=arm in prepared)
     return results
 
 

@@ -6,9 +6,11 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from competition_kit.data.competition import Competition
 from competition_kit.data.folds import write_folds
@@ -19,7 +21,7 @@ from competition_kit.harness.engines.local import Placement
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.provenance import run_config
 from competition_kit.harness.running import Task, run_tasks
-from competition_kit.harness.upkeep import keep_up
+from competition_kit.harness.upkeep import holds, keep_settings
 from competition_kit.results.metrics import Metric, find_metric, to_probabilities
 from competition_kit.results.oof import oof_table, prediction_table
 from competition_kit.results.submission import make_submission
@@ -145,8 +147,9 @@ def cross_validate(
     if failures:
         raise failures[0]
     gathered = gather(plan, metric, results, floor(), computed=tuple(computed))
-    if prepared or keep_up(plan, placement, command, metric.name):
-        write_results(plan, gathered)
+    if not prepared:
+        keep_settings(plan, placement, command)
+    write_results(plan, gathered, anew=prepared)
     return gathered
 
 
@@ -242,16 +245,34 @@ def _check_rows(plan: Plan, cell: Cell, result: CellResult) -> None:
         )
 
 
-def write_results(plan: Plan, outcome: CVResult) -> None:
-    """Write a run's predictions, scores and submission."""
+def write_results(plan: Plan, outcome: CVResult, *, anew: bool = True) -> None:
+    """Write a run's predictions, scores and submission.
+
+    Args:
+        anew: also the files that say so already; else these stay as they are, to the last byte.
+    """
+    folder = plan.folder
+    contents: dict[Path, pd.DataFrame | dict[str, Any]] = {**_tables(plan, outcome)}
+    contents[folder.metrics] = _metrics(plan, outcome)
+    stale = [path for path, content in contents.items() if anew or not holds(path, content)]
+    if folder.submission in stale or folder.metrics in stale:
+        folder.held_out.unlink(missing_ok=True)  # it belongs to what is replaced now
+    for path in stale:
+        content = contents[path]
+        if isinstance(content, pd.DataFrame):
+            write_csv(path, content)
+        else:
+            write_json(path, content)
+
+
+def _tables(plan: Plan, outcome: CVResult) -> dict[Path, pd.DataFrame]:
     competition, folder = plan.competition, plan.folder
-    folder.held_out.unlink(missing_ok=True)  # it belongs to the submission that is replaced now
-    write_csv(folder.oof, oof_table(competition, plan.folds, plan.seeds, outcome.oof))
+    tables = {folder.oof: oof_table(competition, plan.folds, plan.seeds, outcome.oof)}
     if len(competition.test):
-        table = prediction_table(competition.test.ids, competition.classes, outcome.test)
-        write_csv(folder.test_predictions, table)
-        write_csv(folder.submission, make_submission(competition, outcome.test))
-    write_json(folder.metrics, _metrics(plan, outcome))
+        ids, classes = competition.test.ids, competition.classes
+        tables[folder.test_predictions] = prediction_table(ids, classes, outcome.test)
+        tables[folder.submission] = make_submission(competition, outcome.test)
+    return tables
 
 
 def _number(value: float) -> float | None:

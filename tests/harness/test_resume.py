@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -76,6 +79,15 @@ def toy(tmp_path: Path, model_folder: Callable[[str], Path]) -> Toy:
 def table(output: str) -> str:
     """Return what was printed without what differs from call to call: the line about time."""
     return "\n".join(line for line in output.splitlines() if not line.startswith("time "))
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """Return the content of what stands beside the cells."""
+    return {p.name: p.read_bytes() for p in run.iterdir() if p.is_file() and p.name[0] != "."}
+
+
+def times(run: Path) -> dict[str, int]:
+    return {name: (run / name).stat().st_mtime_ns for name in files(run)}
 
 
 def stamps(run: Path) -> dict[str, int]:
@@ -334,6 +346,65 @@ def test_results_that_lack_something_are_written_again(
 
     assert trained == []
     assert metrics.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["oof.csv", "test_predictions.csv", "submission.csv"])
+@pytest.mark.parametrize("content", [None, b"id,\xff\n"])
+def test_predictions_that_are_missing_or_damaged_are_written_again_and_nothing_else(
+    toy: Toy, trained: list[str], shared_first_run: Path, name: str, content: bytes | None
+) -> None:
+    shutil.copytree(shared_first_run, toy.out)
+    assert toy.cv() == 0, "the competition stands elsewhere now, which config.json notes"
+    run = toy.run()
+    (run / "held_out.json").write_text("{}", encoding="utf-8")
+    before, others = files(run), times(run)
+    (run / name).unlink() if content is None else (run / name).write_bytes(content)
+
+    assert toy.cv() == 0
+
+    assert trained == []
+    if name == "submission.csv":
+        del before["held_out.json"], others["held_out.json"]
+    assert files(run) == before
+    assert {path for path, time in times(run).items() if others[path] != time} == {name}
+
+
+def test_a_sample_in_another_order_gets_another_submission(
+    toy: Toy, trained: list[str], shared_first_run: Path
+) -> None:
+    shutil.copytree(shared_first_run, toy.out)
+    run = toy.run()
+    (run / "held_out.json").write_text("{}", encoding="utf-8")
+    before = pd.read_csv(run / "submission.csv")
+    sample = toy.data / "sample_submission.csv"
+    pd.read_csv(sample)[::-1].rename(columns={"label": "answer"}).to_csv(sample, index=False)
+
+    assert toy.cv() == 0
+
+    assert trained == []
+    written = pd.read_csv(run / "submission.csv")
+    assert written["id"].tolist() == before["id"].tolist()[::-1]
+    assert written["answer"].tolist() == before["label"].tolist()[::-1]
+    assert not (run / "held_out.json").exists(), "it was the score of the other file"
+
+
+def test_scores_follow_the_users_own_metric(
+    toy: Toy, trained: list[str], shared_first_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(shared_first_run, toy.out)
+    own = ModuleType("metric_of_mine")
+    monkeypatch.setitem(sys.modules, "metric_of_mine", own)
+    for value, greater in ((0.25, True), (0.5, True), (0.5, False)):
+
+        def score(targets: Any, probabilities: Any, classes: Any, value: float = value) -> float:
+            return value
+
+        score.greater_is_better = greater  # type: ignore[attr-defined]
+        own.score = score  # type: ignore[attr-defined]
+        assert toy.cv("--metric", "metric_of_mine:score") == 0
+        metrics = json.loads((toy.run() / "metrics.json").read_text(encoding="utf-8"))
+        assert (metrics["mean"], metrics["greater_is_better"]) == (value, greater)
+    assert trained == []
 
 
 def test_cells_that_were_computed_without_deterministic_kernels_are_told(
