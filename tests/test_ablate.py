@@ -532,18 +532,33 @@ def test_an_analysis_that_computes_nothing_leaves_the_runs_alone(
     assert [found["commit"] for found in lab.content["cell_commits"]] == ["first"]
 
     lab.ablate("--arms", "ema", "--seeds", "1", "0")
-    config = json.loads((run / "config.json").read_text("utf-8"))
-    assert (config["seeds"], config["git_commit"]) == ([1, 0], "first")
-    metrics = json.loads((run / "metrics.json").read_text("utf-8"))
-    assert [cell["seed"] for cell in metrics["cells"]] == [1] * 3 + [0] * 3, (
-        "other seeds, other run"
-    )
+    assert {**files_of(run), **files_of(baseline)} == before, "the same seeds in another order"
     (run / "config.json").unlink()
     (run / "oof.csv").unlink()
     (run / "metrics.json").unlink()
     lab.ablate("--arms", "ema", "--seeds", "1", "0")
     assert (run / "oof.csv").is_file()
     assert json.loads((run / "config.json").read_text("utf-8"))["git_commit"] == "second"
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_a_run_of_more_seeds_keeps_them(lab: Lab):
+    where = ["--data", str(lab.data), "--model", str(lab.model), "--out", str(lab.out)]
+    lab.run("cv", *where, *QUICK, "--adv", "fgm", "--seeds", "2", "0", "1")
+    (run,) = (lab.out / lab.data.name).glob("*-fgm-*")
+    (run / "held_out.json").write_text("{}", encoding="utf-8")
+    before = files_of(run)
+
+    lab.ablate("--arms", "fgm", "--seeds", "0", "1")
+    assert files_of(run) == before
+
+    (run / "oof.csv").unlink()
+    lab.ablate("--arms", "fgm", "--seeds", "0", "1")
+    assert files_of(run) == before, "with all of its seeds"
+
+    shutil.rmtree(run / "cells" / "seed2-fold0")
+    lab.ablate("--arms", "fgm", "--seeds", "0", "1", "--metric", "accuracy")
+    assert files_of(run).items() <= before.items(), "nobody can make them again"
 
 
 @pytest.mark.usefixtures("_no_report")

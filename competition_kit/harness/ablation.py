@@ -21,7 +21,7 @@ from competition_kit.harness.cross_validation import cell_score, gather, prepare
 from competition_kit.harness.engines.local import Placement
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.running import Task, run_tasks
-from competition_kit.harness.upkeep import keep_settings
+from competition_kit.harness.upkeep import keep_settings, with_written_seeds
 from competition_kit.results.metrics import Metric
 
 if TYPE_CHECKING:
@@ -214,11 +214,29 @@ def run_ablation(
             whole = len(results[arm]) == len(arm.plan.cells)
             if not (arm.writes_run and whole):
                 continue
-            if arm not in prepared:
-                keep_settings(arm.plan, placement, command)
-            outcome = gather(arm.plan, study.metric, results[arm], study.floor)
-            write_results(arm.plan, outcome, anew=arm in prepared)
+            if arm in prepared:
+                write_results(arm.plan, gather(arm.plan, study.metric, results[arm], study.floor))
+            else:
+                _keep_up(study, arm, results[arm], placement, command)
     return results
+
+
+def _keep_up(
+    study: Study,
+    arm: AblationArm,
+    results: Mapping[Cell, CellResult],
+    placement: Placement,
+    command: str,
+) -> None:
+    """Bring a run up to date of which nothing was computed; it keeps its seeds if it has more."""
+    plan = with_written_seeds(arm.plan)
+    found = {cell: results.get(cell) or Task(plan, cell).found() for cell in plan.cells}
+    whole = {cell: result for cell, result in found.items() if result is not None}
+    if len(whole) < len(found):
+        log.info("%s: has results of more seeds than it has cells, and is left alone", arm.name)
+        return
+    keep_settings(plan, placement, command)
+    write_results(plan, gather(plan, study.metric, whole, study.floor), anew=False)
 
 
 def _check_baseline(study: Study, results: Cells) -> None:

@@ -21,7 +21,7 @@ from competition_kit.harness.engines.local import Placement
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.provenance import run_config
 from competition_kit.harness.running import Task, run_tasks
-from competition_kit.harness.upkeep import holds, keep_settings
+from competition_kit.harness.upkeep import holds, keep_settings, written_seeds
 from competition_kit.results.metrics import Metric, find_metric, to_probabilities
 from competition_kit.results.oof import oof_table, prediction_table
 from competition_kit.results.submission import make_submission
@@ -257,6 +257,13 @@ def write_results(plan: Plan, outcome: CVResult, *, anew: bool = True) -> None:
     stale = [path for path, content in contents.items() if anew or not holds(path, content)]
     if folder.submission in stale or folder.metrics in stale:
         folder.held_out.unlink(missing_ok=True)  # it belongs to what is replaced now
+    if stale and (dropped := sorted(set(written_seeds(folder)) - set(plan.seeds))):
+        log.warning(
+            "%s: its results were of more seeds; they are written again without %s (their cells "
+            "stay: name all seeds to have them back)",
+            folder.path.name,
+            ", ".join(map(str, dropped)),
+        )
     for path in stale:
         content = contents[path]
         if isinstance(content, pd.DataFrame):

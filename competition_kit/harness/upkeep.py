@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +13,17 @@ from competition_kit.data.folds import write_folds
 from competition_kit.data.tables import read_table
 from competition_kit.errors import InputError
 from competition_kit.files import read_json, write_json
+from competition_kit.harness.cells import Cell
 from competition_kit.harness.engines.local import Placement
+from competition_kit.harness.finished import CELLS
 from competition_kit.harness.plan import Plan
 from competition_kit.harness.provenance import run_config
+from competition_kit.harness.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["holds", "keep_settings"]
+__all__ = ["holds", "keep_settings", "with_written_seeds", "written_seeds"]
 
 # of config.json: which process computed the cells; whoever only reads them is not that process
 COMPUTED_BY = ("placement", "command", "started", "versions", "machine", "git_commit")
@@ -39,6 +43,25 @@ def keep_settings(plan: Plan, placement: Placement, command: str) -> None:
     if new != old:
         write_json(folder.config, new)
         write_folds(folder.folds, plan.competition, plan.folds)
+
+
+def written_seeds(folder: RunFolder) -> tuple[int, ...]:
+    """Return the seeds that a run's results are of; none where there are no whole results."""
+    try:
+        cells = read_json(folder.metrics, CELLS)["cells"] if folder.metrics.is_file() else []
+    except InputError:
+        return ()
+    return tuple(dict.fromkeys(cell["seed"] for cell in cells))
+
+
+def with_written_seeds(plan: Plan) -> Plan:
+    """Return the plan with all seeds of the run's results, if the plan's own are among them."""
+    seeds = written_seeds(plan.folder)
+    if not set(plan.seeds) <= set(seeds):
+        return plan
+    per_fold = {cell.fold: count for cell, count in plan.steps.items()}  # the same with every seed
+    all_steps = {Cell(seed, fold): n for seed in seeds for fold, n in per_fold.items()}
+    return replace(plan, seeds=seeds, steps=all_steps)
 
 
 def holds(path: Path, content: pd.DataFrame | dict[str, Any]) -> bool:

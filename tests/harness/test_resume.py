@@ -160,7 +160,7 @@ def shared_first_run(
 
 
 def test_another_seed_adds_its_cells_and_leaves_the_finished_ones(
-    toy: Toy, trained: list[str], shared_first_run: Path
+    toy: Toy, trained: list[str], shared_first_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(shared_first_run, toy.out)
     before = stamps(toy.run())
@@ -170,8 +170,10 @@ def test_another_seed_adds_its_cells_and_leaves_the_finished_ones(
     assert before.items() <= stamps(toy.run()).items()
     assert sorted(pd.read_csv(toy.run() / "oof.csv")["seed"].unique()) == [0, 3]
 
+    assert "warning: tiny-bert" not in capsys.readouterr().err
     assert toy.cv("--seeds", "3") == 0
     assert len(trained) == 2
+    assert "are written again without 0 (their cells stay" in capsys.readouterr().err
     assert pd.read_csv(toy.run() / "oof.csv")["seed"].unique().tolist() == [3]
 
 
