@@ -184,6 +184,37 @@ def test_an_edited_file_of_an_earlier_look_is_named(lab: Lab, capsys: pytest.Cap
 
 
 @pytest.mark.usefixtures("_no_report")
+def test_an_ablation_never_takes_the_place_of_another_one(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+):
+    lab.ablate("--arms", "ema", "--seeds", "0")
+    first = files_of(lab.folder)
+    lab.ablate("--arms", "ema", "--seeds", "0", "--metric", "log_loss")
+    folders = [*(lab.out / lab.data.name).glob("ablation-*")]
+    assert len(folders) == 2
+    assert first in [*map(files_of, folders)]
+
+    named = ["--seeds", "0", "--name", "x"]
+    lab.ablate("--arms", "ema", *named)
+    path = lab.out / lab.data.name / "ablation-x" / "ablation.json"
+    cells, before = lab.cells(), path.read_bytes()
+    capsys.readouterr()
+    for other in (["--metric", "log_loss"], ["--dropout", "0.3"], ["--baseline", "neftune"]):
+        lab.ablate("--arms", "ema", *named, *other, code=2)
+        assert "holds an ablation with other settings; give another --name" in (
+            capsys.readouterr().err
+        )
+        assert (lab.cells(), path.read_bytes()) == (cells, before)
+
+    content = json.loads(before)
+    del content["experiment"]  # of a kit that did not note it
+    path.write_text(json.dumps(content), encoding="utf-8")
+    lab.ablate("--arms", "ema", *named, "--metric", "log_loss", code=2)
+    lab.ablate("--arms", "ema", "neftune", *named)
+    assert json.loads(path.read_bytes())["arms"][-1]["role"] == "exploratory"
+
+
+@pytest.mark.usefixtures("_no_report")
 def test_seeds_added_after_a_look_are_announced(lab: Lab, capsys: pytest.CaptureFixture[str]):
     lab.ablate("--arms", "ema", "--seeds", "0", "1")
     assert "after a first look" not in capsys.readouterr().err

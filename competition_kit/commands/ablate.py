@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
 
     from competition_kit.commands.ablation_output import print_plan
     from competition_kit.data.folds import audit
-    from competition_kit.harness.ablation import ablation_folder
+    from competition_kit.harness.ablation import ablation_folder, check_earlier
     from competition_kit.harness.engines.local import place
 
     studies = [make_study(setup, baseline, asked, seeds) for setup in setups]
@@ -131,6 +131,8 @@ def run(options: argparse.Namespace) -> int:
         for finding in audit(study.competition, study.baseline.plan.folds):
             log.warning("%s: %s", study.competition.name, finding)
     folders = [ablation_folder(study, options.name) for study in studies]
+    for study, folder in zip(studies, folders, strict=True):
+        check_earlier(study, folder)
     placement = place(
         sum(len(arm.plan.cells) for study in studies for arm in study.everything()),
         setups[0].device,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from competition_kit.data.competition import Competition
+from competition_kit.data.presence import is_there
 from competition_kit.errors import InputError, KitError
-from competition_kit.files import hash_json
+from competition_kit.files import hash_json, read_json
 from competition_kit.harness.cells import Cell, CellResult
 from competition_kit.harness.cross_validation import cell_score, gather, prepare_run, write_results
 from competition_kit.harness.engines.local import Placement
@@ -33,6 +34,7 @@ __all__ = [
     "Cells",
     "Study",
     "ablation_folder",
+    "check_earlier",
     "lock_folders",
     "overview_folder",
     "run_ablation",
@@ -93,6 +95,11 @@ class Study:
     def competition(self) -> Competition:
         return self.baseline.plan.competition
 
+    @property
+    def experiment(self) -> dict[str, str]:
+        """What tells this experiment from others, whichever arms and seeds it has."""
+        return {"baseline": self.baseline.plan.arm.hash, "metric": self.metric.name}
+
     def everything(self) -> tuple[AblationArm, ...]:
         """Return every arm once, the baseline first."""
         parts = [arm for averaged in self.averaged.values() for arm in averaged.parts]
@@ -104,23 +111,45 @@ Cells = Mapping[AblationArm, dict[Cell, CellResult]]
 
 
 def ablation_folder(study: Study, name: str | None) -> Path:
-    """Return where the results go; the same settings go to the same place, whatever the arms.
+    """Return where the results go; the same experiment goes to the same place, whatever the arms.
 
     Raises:
         InputError: for a name that is no folder name.
     """
-    plan = study.baseline.plan
-    name = plan.arm.hash[:8] if name is None else name
+    name = hash_json(study.experiment)[:8] if name is None else name
     if not name or name != Path(name).name or name.startswith("."):
         raise InputError(f"--name {name!r} is no folder name", remedy="use letters and digits")
-    return plan.folder.path.parent / f"ablation-{name}"
+    return study.baseline.plan.folder.path.parent / f"ablation-{name}"
+
+
+def check_earlier(study: Study, folder: Path) -> None:
+    """Check that a folder holds no ablation of another experiment.
+
+    Its looks at results would make this one's arms exploratory, and it would be lost.
+
+    Raises:
+        InputError: if it does.
+    """
+    path = folder / "ablation.json"
+    if not is_there(path):
+        return
+    earlier = read_json(path, {"competition.metric": str, "experiment?": dict})
+    wanted = study.experiment
+    # a kit that did not note the baseline noted the metric
+    found = earlier.get("experiment", {**wanted, "metric": earlier["competition"]["metric"]})
+    if found != wanted:
+        raise InputError(
+            "holds an ablation with other settings",
+            file=folder,
+            remedy="give another --name, or none",
+        )
 
 
 def overview_folder(studies: Sequence[Study], name: str | None) -> Path:
     """Return where the results of several competitions go together, beside their own folders."""
-    plans = [study.baseline.plan for study in studies]
-    name = hash_json(sorted(plan.arm.hash for plan in plans))[:8] if name is None else name
-    return plans[0].folder.path.parent.parent / f"ablation-{name}"
+    hashes = sorted(hash_json(study.experiment) for study in studies)
+    name = hash_json(hashes)[:8] if name is None else name
+    return studies[0].baseline.plan.folder.path.parent.parent / f"ablation-{name}"
 
 
 def lock_folders(studies: Iterable[Study], stack: ExitStack) -> None:

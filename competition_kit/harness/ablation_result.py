@@ -102,6 +102,7 @@ def conclude(
         "cut_batches": [entry for arm in cells for entry in _cut_batches(arm, cells[arm])],
         **_trained_with(study, cells, earlier),
         "competition": _competition(study),
+        "experiment": study.experiment,
         "design": {
             **_design(study, rows, looks),
             "rope": spread,
