@@ -215,6 +215,15 @@ def test_an_ablation_never_takes_the_place_of_another_one(
 
 
 @pytest.mark.usefixtures("_no_report")
+def test_an_arm_alone_keeps_the_family_of_the_first_look(lab: Lab):
+    lab.ablate("--arms", "ema", "fgm", "neftune", "--seeds", "0")
+    raw = lab.arm("fgm")["p_value"]
+    lab.ablate("--arms", "fgm", "--seeds", "0")
+    assert lab.arm("fgm")["p_value"] == raw
+    assert lab.arm("fgm")["p_holm"] == pytest.approx(min(1.0, 3 * raw)) != raw
+
+
+@pytest.mark.usefixtures("_no_report")
 def test_seeds_added_after_a_look_are_announced(lab: Lab, capsys: pytest.CaptureFixture[str]):
     lab.ablate("--arms", "ema", "--seeds", "0", "1")
     assert "after a first look" not in capsys.readouterr().err

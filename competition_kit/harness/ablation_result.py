@@ -94,6 +94,7 @@ def conclude(
         _labels(study),
         rope=spread,
         level=LEVEL,
+        absent=len(set(looks[0]["arms"]) - {arm.name for arm in study.arms}),
         on_row=lambda: on_row(next(done), 2 * len(contrasts)),
     )
     content = {

@@ -41,8 +41,9 @@ __all__ = [
 Role = Literal["baseline", "a/a", "arm", "exploratory", "pair", "equal epochs", "equal seeds"]
 
 # p-values are adjusted within what was declared together; the A/A arm is a control, in no family
+DECLARED: tuple[Role, ...] = ("arm", "pair")
 FAMILIES: tuple[tuple[Role, ...], ...] = (
-    ("arm", "pair"),
+    DECLARED,
     ("exploratory",),
     ("equal epochs", "equal seeds"),
 )
@@ -205,6 +206,7 @@ def analyse(
     rope: float,
     level: float = 0.95,
     repetitions: int = 1000,
+    absent: int = 0,
     on_row: Callable[[], None] = lambda: None,
 ) -> list[Row]:
     """Answer every contrast; p-values are Holm-adjusted within each declared family.
@@ -212,13 +214,15 @@ def analyse(
     Args:
         rope: differences up to this are practically none.
         repetitions: bootstrap resamples.
+        absent: arms that were declared with these and are not compared now: their family stays as
+            large as it was.
         on_row: called twice for each contrast, as each step takes seconds.
     """
     comparisons = []
     for contrast in contrasts:
         comparisons.append(_compared(contrast, metric, labels, rope, level))
         on_row()
-    adjusted = _adjusted(contrasts, comparisons)
+    adjusted = _adjusted(contrasts, comparisons, absent)
     bootstrap, rows = _Bootstrap(metric, labels, repetitions, level), []
     for contrast, comparison, p_holm in zip(contrasts, comparisons, adjusted, strict=True):
         rows.append(
@@ -336,14 +340,16 @@ def _judged(contrast: Contrast, comparison: Comparison | None, p_holm: float | N
 
 
 def _adjusted(
-    contrasts: Sequence[Contrast], comparisons: Sequence[Comparison | None]
+    contrasts: Sequence[Contrast], comparisons: Sequence[Comparison | None], absent: int
 ) -> list[float | None]:
     """Holm within each family; None outside of all families."""
     adjusted: list[float | None] = [None] * len(contrasts)
     for family in FAMILIES:
         members = [i for i, contrast in enumerate(contrasts) if contrast.role in family]
         raw = [None if (found := comparisons[i]) is None else found.p_value for i in members]
-        for i, p_value in zip(members, holm(raw).tolist(), strict=True):
+        if family == DECLARED:
+            raw += [1.0] * absent
+        for i, p_value in zip(members, holm(raw).tolist(), strict=False):
             adjusted[i] = p_value if math.isfinite(p_value) else None
     return adjusted
 

@@ -101,6 +101,16 @@ def test_each_family_is_adjusted_on_its_own_and_the_control_in_none() -> None:
     assert adjusted["a/a"] is None
 
 
+def test_arms_that_were_declared_and_are_left_out_still_count() -> None:
+    arms = [(record(f"arm{number}", 1.0 + 0.1 * number), "arm") for number in (3, 0)]
+    family, alone = rows_of(*arms, absent=3), rows_of(arms[0], absent=4)
+    raw = family[1].comparison.p_value
+    assert raw < family[2].comparison.p_value
+    assert family[1].p_holm == alone[1].p_holm == pytest.approx(min(1.0, 5 * raw))
+    explored = rows_of((arms[0][0], "exploratory"), absent=4)
+    assert explored[1].p_holm == raw, "their family is another one"
+
+
 def test_the_control_is_judged_by_its_own_p_value() -> None:
     _, noise = rows_of((record("noise", 3.0), "a/a"))
     assert noise.p_holm is None
