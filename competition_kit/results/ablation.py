@@ -114,9 +114,10 @@ class Row:
         comparison: over paired cells; None for the baseline itself.
         p_holm: None outside every family.
         oof: pooled OOF score, mean over seeds; held_out: of the ensemble of all seeds and folds.
+            Of the seeds that are whole in both arms.
         oof_delta: of the pooled OOF score; ensemble_delta: after averaging the seeds' models;
-            held_out_delta: on held-back labels. With bootstrap intervals over rows or groups; None
-            where predictions or labels are missing.
+            held_out_delta: on held-back labels. With bootstrap intervals over rows, of the first
+            two over groups where there are groups; None where predictions or labels are missing.
         verdict: None where nothing could be compared.
     """
 
@@ -287,7 +288,7 @@ class _Bootstrap:
     def numbers(self, contrast: Contrast) -> dict[str, Any]:
         arm, against, labels = contrast.arm, contrast.against, self.labels
         ours, theirs = _whole_seeds(arm.oof, against.oof)
-        tests = [_whole_seeds(record.test, record.test)[0] for record in (arm, against)]
+        tests = _whole_seeds(arm.test, against.test)
         score = partial(self.metric.score, classes=labels.classes)
         known = labels.held_out is not None and len(labels.held_out) > 0
         held_out = labels.held_out if known and all(map(len, tests)) else None

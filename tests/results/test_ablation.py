@@ -130,7 +130,12 @@ def test_a_missing_cell_leaves_a_stated_result() -> None:
     two_seeds = rows_of((record("arm", 1.2), "arm"))[1].contrast.arm.oof[[0, 2]]
     expected = np.mean([MACRO_F1.score(TARGETS, layer, CLASSES) for layer in two_seeds])
     assert found.oof == pytest.approx(expected), "of the seeds that are whole"
-    assert found.held_out_delta is not None
+    ensembles = [one.test[[0, 2]].mean(axis=0) for one in (whole, BASE)]
+    ours, theirs = (MACRO_F1.score(TARGETS[:30], mean, CLASSES) for mean in ensembles)
+    assert found.held_out == pytest.approx(ours)
+    assert found.held_out_delta.delta == pytest.approx(ours - theirs), "of as many seeds each"
+    every_seed = MACRO_F1.score(TARGETS[:30], BASE.test.mean(axis=0), CLASSES)
+    assert theirs != every_seed, "else this shows nothing"
 
 
 def test_an_arm_without_any_cell_says_why_and_has_no_verdict() -> None:
