@@ -69,6 +69,13 @@ class RunRecord:
         self.ids, self.fold_names, self.targets = found.ids, found.fold_names, found.targets
         self.oof = found.layers
 
+    def fold_numbers(self) -> np.ndarray:
+        """Return the number [N] of each row's fold, as the cells have it."""
+        order = sorted(set(self.fold_names.tolist()))
+        if self.config["rules"]["cv"]["scheme"] != "predefined":
+            order.sort(key=len)  # 2 before 10
+        return np.array([order.index(name) for name in self.fold_names])
+
     def groups(self) -> np.ndarray | None:
         """Return the group of each row, where there are groups.
 
@@ -195,7 +202,7 @@ def paired_records(ours: RunRecord, baseline: RunRecord) -> tuple[ArmRecord, Arm
             column="label",
             remedy="compare runs that were made from the same data",
         )
-    _, fold_of = np.unique(ours.fold_names.astype(str), return_inverse=True)
+    fold_of = ours.fold_numbers()
     own = ours.record(seeds, fold_of)
     back = np.empty_like(fold_of)
     back[order] = fold_of
