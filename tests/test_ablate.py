@@ -241,6 +241,13 @@ def test_a_dry_run_prints_the_plan_and_computes_nothing(lab: Lab):
     assert "expected: " in printed
 
 
+@pytest.mark.usefixtures("_no_report")
+def test_a_strategy_that_begins_late_begins_while_it_is_timed(lab: Lab):
+    """Two batches an epoch, as for the others, would begin the second half of the last one."""
+    late = ["--arms", "awp(start_epoch=1.75)", "--epochs", "2", "--batch-size", "4"]
+    assert "expected: " in lab.ablate(*late, "--seeds", "0", "--dry-run")
+
+
 @pytest.mark.usefixtures("_no_report", "_slow_clock")
 def test_a_time_budget_leaves_out_what_does_not_fit_and_says_so(
     lab: Lab, capsys: pytest.CaptureFixture[str]

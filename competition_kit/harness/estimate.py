@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -10,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from competition_kit.data.encoding import Encoded
-from competition_kit.harness.cells import Cell, CellJob, pass_units
+from competition_kit.harness.cells import Arm, Cell, CellJob, pass_units
 from competition_kit.harness.engines.local import Placement
 from competition_kit.harness.plan import Plan
+from competition_kit.specs import parse_spec
+from competition_kit.strategies import STRATEGIES
+from competition_kit.strategies.base import start_epoch
 
 __all__ = ["CellCost", "measure_cell"]
 
-BATCHES = 2  # an epoch: enough to leave the first one, which warms up, out
+STEPS = 2  # an epoch: enough to leave the first one, which warms up, out
 PREDICTED = 64  # rows
 
 
@@ -50,7 +54,8 @@ def measure_cell(plan: Plan, placement: Placement) -> CellCost:
     encoded = Encoded.load(plan.encoded)
     generator = np.random.default_rng(0)
     n_train = min(
-        BATCHES * training["batch_size"] * training["accumulation_steps"], len(competition.train)
+        _steps(plan.arm) * training["batch_size"] * training["accumulation_steps"],
+        len(competition.train),
     )
     _, first = np.unique(competition.targets, axis=0, return_index=True)  # of every class one
     order = np.concatenate([first, generator.permutation(len(competition.train))])
@@ -80,3 +85,9 @@ def measure_cell(plan: Plan, placement: Placement) -> CellCost:
     predict = result.predict_seconds / max(len(chosen) - n_train, 1) * predicted
     steps = next(iter(plan.steps.values()))
     return CellCost(seconds=step * steps + predict, passes=result.passes)
+
+
+def _steps(arm: Arm) -> int:
+    """Return how many optimizer steps an epoch needs for every part of the strategy to begin."""
+    left = arm.training["epochs"] - start_epoch(parse_spec(arm.strategy, STRATEGIES))
+    return max(STEPS, math.floor(1 / left) + 1)
