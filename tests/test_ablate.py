@@ -242,6 +242,24 @@ def test_a_dry_run_prints_the_plan_and_computes_nothing(lab: Lab):
 
 
 @pytest.mark.usefixtures("_no_report")
+def test_a_dry_run_pretrains_nothing_and_finds_what_was_pretrained(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+):
+    arms = ["--arms", "pretrain(epochs=1)", "--seeds", "0"]
+    said = "its time is not in the plan"
+    printed = lab.ablate(*arms, "--dry-run")
+    assert re.search(r"pretrain.* 3 of 3 ", printed)
+    assert said in capsys.readouterr().err
+    assert not list(lab.out.rglob("pretrained"))
+
+    lab.ablate(*arms)
+    assert list(lab.out.rglob("pretrained/*/model.safetensors"))
+    printed = lab.ablate(*arms, "--dry-run")
+    assert re.search(r"pretrain.* 0 of 3 ", printed)
+    assert said not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_report")
 def test_a_strategy_that_begins_late_begins_while_it_is_timed(lab: Lab):
     """Two batches an epoch, as for the others, would begin the second half of the last one."""
     late = ["--arms", "awp(start_epoch=1.75)", "--epochs", "2", "--batch-size", "4"]

@@ -38,6 +38,7 @@ class Setup:
         device: "cpu", "cuda", "cuda:1" ...
         out: where run folders go.
         deterministic: whether pretraining keeps to kernels that give the same bits every time.
+        dry_run: whether only plans are wanted: nothing is pretrained for them.
     """
 
     competition: Competition
@@ -50,6 +51,7 @@ class Setup:
     device: str
     out: Path
     deterministic: bool = False
+    dry_run: bool = False
 
     def plan(self, approach: Approach, seeds: tuple[int, ...]) -> Plan:
         """Return the plan of an arm; pretraining, where it is asked for, happens here.
@@ -102,10 +104,20 @@ class Setup:
                 trick.groups(model, self.recipe.lr, self.recipe.weight_decay)
 
     def _adapted(self, trick: Pretrain, tokens: Path) -> ModelSource:
-        """Return the encoder after pretraining on the competition's texts, made now or found."""
-        from competition_kit.harness.pretraining import adapted_encoder
+        """Return the encoder after pretraining on the competition's texts, made now or found.
+
+        In a dry run it is the encoder before, where there is none to be found.
+        """
+        from competition_kit.harness.pretraining import adapted_encoder, found_encoder
         from competition_kit.progress import bar_of_unknown_length
 
+        home = self.out / self.competition.name
+        if self.dry_run:
+            precision = self.recipe.precision
+            found = found_encoder(self.source, tokens, trick, home, precision=precision)
+            if found is None:
+                log.info("pretrain: not done in a dry run, and its time is not in the plan")
+            return found or self.source
         log.info(
             "pretrain: the texts of %d training and %d test rows are used, without labels",
             len(self.competition.train),
@@ -116,7 +128,7 @@ class Setup:
                 self.source,
                 tokens,
                 trick,
-                self.out / self.competition.name,
+                home,
                 device=self.device,
                 precision=self.recipe.precision,
                 deterministic=self.deterministic,
@@ -168,6 +180,7 @@ def set_up(options: argparse.Namespace, data: Path) -> Setup:
         device=device,
         out=options.out,
         deterministic=options.deterministic,
+        dry_run=getattr(options, "dry_run", False),  # a flag of `ablate`
     )
 
 

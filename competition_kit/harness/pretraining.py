@@ -34,7 +34,7 @@ from competition_kit.training.rows_that_fit import within_memory
 from competition_kit.training.seeds import FoldSeeds
 from competition_kit.tricks.pretrain import Pretrain
 
-__all__ = ["adapted_encoder"]
+__all__ = ["adapted_encoder", "found_encoder"]
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,7 @@ def adapted_encoder(
         InputError: if the encoder has no masked-language form or its tokenizer no mask token.
         TrainingError: if training went wrong, or needs more memory than the GPU has left.
     """
-    key = hash_json([source.hash, tokens.name, asdict(settings), precision, __version__])[:16]
-    folder = home / "pretrained" / f"{source.short_name}-{key}"
+    folder = _folder(source, tokens, settings, home, precision)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):  # a second run waits and finds it
         if not (folder / "config.json").is_file():
@@ -84,6 +83,25 @@ def adapted_encoder(
                     )
                 )
             _save(model, source, folder)
+    return _adapted(source, folder)
+
+
+def found_encoder(
+    source: ModelSource, tokens: Path, settings: Pretrain, home: Path, *, precision: Precision
+) -> ModelSource | None:
+    """Return what `adapted_encoder` returns if it was made before, else None."""
+    folder = _folder(source, tokens, settings, home, precision)
+    return _adapted(source, folder) if (folder / "config.json").is_file() else None
+
+
+def _folder(
+    source: ModelSource, tokens: Path, settings: Pretrain, home: Path, precision: Precision
+) -> Path:
+    key = hash_json([source.hash, tokens.name, asdict(settings), precision, __version__])[:16]
+    return home / "pretrained" / f"{source.short_name}-{key}"
+
+
+def _adapted(source: ModelSource, folder: Path) -> ModelSource:
     # the name people know it by; the content's hash tells it from the encoder it was made from
     return replace(find_model(str(folder)), name=source.name)
 
