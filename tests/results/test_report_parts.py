@@ -160,7 +160,7 @@ def test_a_curve_is_the_mean_over_the_cells_of_its_seeds(tmp_path: Path) -> None
     assert curve.cells.tolist() == [[3.5, 1.5], [2.0, 1.0]]
     assert curve.mean.tolist() == [2.75, 1.25]
     assert read_curve(tmp_path, [1]) is None
-    everything = read_curve(tmp_path)
+    everything = read_curve(tmp_path, [10, 0])
     assert everything is not None and len(everything.cells) == 3
 
 
@@ -180,12 +180,12 @@ def test_a_damaged_log_is_named(line: str, tmp_path: Path) -> None:
     log = tmp_path / "cells" / "seed0-fold0" / "log.jsonl"
     log.write_text(f"{log.read_text(encoding='utf-8')}\n{line}", encoding="utf-8")
     with pytest.raises(InputError, match=r"log\.jsonl: is no log of a training"):
-        read_curve(tmp_path)
+        read_curve(tmp_path, [0])
 
 
 def test_a_long_log_becomes_a_short_curve(tmp_path: Path) -> None:
     write_log(tmp_path, "seed0-fold0", np.linspace(1, 0, 200).tolist())
-    curve = read_curve(tmp_path)
+    curve = read_curve(tmp_path, [0])
     assert curve is not None and len(curve.steps) == POINTS
     assert np.diff(curve.mean).max() < 0
 

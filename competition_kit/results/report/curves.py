@@ -30,14 +30,13 @@ class Curve:
     cells: np.ndarray
 
 
-def read_curve(run: Path, seeds: Iterable[int] | None = None) -> Curve | None:
-    """Read the logs of a run folder's cells, of these seeds; None where there is none.
+def read_curve(run: Path, seeds: Iterable[int]) -> Curve | None:
+    """Read the logs of a run folder's cells of these seeds; None where there is none.
 
     Raises:
         InputError: if a log is damaged.
     """
-    patterns = ["*"] if seeds is None else [f"seed{seed}-fold*" for seed in seeds]
-    logs = [log for name in patterns for log in sorted(run.glob(f"cells/{name}/log.jsonl"))]
+    logs = [log for seed in seeds for log in sorted(run.glob(f"cells/seed{seed}-fold*/log.jsonl"))]
     cells = [cell for log in logs if len((cell := _read_log(log))[0])]
     if not cells:
         return None
